@@ -1,0 +1,100 @@
+"""Configurations: frozen dataclasses to JSON and back.
+
+A part is written as ``{"part": "process.Gaussian", "schedule": {"part": "process.Cosine", "shift": 1.0}, ...}``:
+the public name under which it is found (``condiff.process.Gaussian``) and its fields. Only dataclasses that
+condiff itself publishes can be named, so that a file can't call anything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from typing import Any
+
+import torch
+
+from condiff.errors import BadFile, BadType, BadValue, unknown
+
+ROOMS = ("process", "networks", "conditions", "denoiser", "sampling", "guidance", "training", "data", "methods")
+
+
+def public_name(cls: type) -> str:
+    """``room.Name`` of a published dataclass.
+
+    Raises:
+        BadType: when no room publishes it.
+    """
+    room = cls.__module__.split(".")[1] if cls.__module__.startswith("condiff.") else ""
+    if room in ROOMS and getattr(importlib.import_module(f"condiff.{room}"), cls.__name__, None) is cls:
+        return f"{room}.{cls.__name__}"
+    raise BadType(f"{cls.__module__}.{cls.__name__} can't be stored in a configuration: condiff doesn't publish it")
+
+
+def to_config(value: Any) -> Any:
+    """A part, or a tree of parts, as JSON-ready data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_config(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {"part": public_name(type(value)), **fields}
+    if isinstance(value, torch.Tensor):
+        return {"tensor": value.detach().cpu().tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {str(k): to_config(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_config(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise BadType(f"can't store a {type(value).__name__} in a configuration: {value!r}")
+
+
+def from_config(data: Any) -> Any:
+    """The inverse of :func:`to_config`. Lists become tuples.
+
+    Raises:
+        BadValue: an unknown part or field (with the nearest names), or fields that the part refuses.
+    """
+    if isinstance(data, list):
+        return tuple(from_config(v) for v in data)
+    if not isinstance(data, dict):
+        return data
+    if "tensor" in data:
+        return torch.tensor(data["tensor"], dtype=getattr(torch, data["dtype"]))
+    if "part" not in data:
+        return {k: from_config(v) for k, v in data.items()}
+    cls = find_part(data["part"])
+    names = {f.name for f in dataclasses.fields(cls) if f.init}
+    for key in data:
+        if key != "part" and key not in names:
+            raise unknown(f"field of {data['part']}", key, names)
+    try:
+        return cls(**{k: from_config(v) for k, v in data.items() if k != "part"})
+    except TypeError as error:
+        raise BadValue(f"{data['part']} can't be built from {sorted(set(data) - {'part'})}: {error}") from error
+
+
+def find_part(name: str) -> type:
+    """The dataclass with a public name."""
+    room, _, cls_name = str(name).partition(".")
+    if room not in ROOMS:
+        raise unknown("room of a part", name, ROOMS)
+    module = importlib.import_module(f"condiff.{room}")
+    cls = getattr(module, cls_name, None)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        known = [n for n in dir(module) if dataclasses.is_dataclass(getattr(module, n, None))]
+        raise unknown(f"part of {room}", cls_name, known)
+    return cls
+
+
+def read_json(path: Any) -> Any:
+    """A JSON file.
+
+    Raises:
+        BadFile: when it is missing or isn't JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        raise BadFile(f"no such file: {path}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadFile(f"{path} is not valid JSON: {error}") from error

@@ -1,0 +1,141 @@
+"""Denoiser: a network, the process it was trained on, and what its output means.
+
+``denoiser(x_t, t, cond) -> Prediction`` is the one interface that networks, analytic oracles, wrapped
+pipelines and guided denoisers share. Anything with that call, a ``process`` and a ``shape`` is a denoiser.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from condiff.conditions import Conditions, as_conditions
+from condiff.errors import BadValue, unknown
+from condiff.process import algebra
+from condiff.process.algebra import Weight, combine, scale
+from condiff.process.gaussian import Process
+from condiff.process.level import Level, Time
+from condiff.process.prediction import KINDS, Prediction
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """What solvers, guidance and objectives need of a denoiser."""
+
+    process: Process
+    shape: tuple[int, ...] | None
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Any = None) -> Prediction: ...
+
+
+class Precondition(ABC):
+    """How the state enters the network and what its output means: ``value = skip x_t + out F(in x_t, time)``."""
+
+    @abstractmethod
+    def weights(self, level: Level) -> tuple[Weight, Weight, Weight]:
+        """``(c_in, c_skip, c_out)``."""
+
+    def target(self, target: str) -> str:
+        """The quantity that ``skip x_t + out F`` is."""
+        return target
+
+    def time(self, level: Level) -> Weight:
+        """The number the network is told; the process's ``model_time`` unless overridden."""
+        return level.model_time
+
+
+@dataclass(frozen=True)
+class Plain(Precondition):
+    """The network sees x_t and its output is the target."""
+
+    def weights(self, level: Level) -> tuple[Weight, Weight, Weight]:
+        return 1.0, 0.0, 1.0
+
+
+@dataclass(frozen=True)
+class EDMPrecondition(Precondition):
+    """Karras 2022, table 1, for any process: with ``s = noise / data`` and ``y = x_t / data``,
+
+    ``x0 = c_skip y + c_out F(c_in y, log(s) / 4)``, ``c_skip = sd^2 / (s^2 + sd^2)``,
+    ``c_out = s sd / sqrt(s^2 + sd^2)``, ``c_in = 1 / sqrt(s^2 + sd^2)``; sd is the data's standard deviation.
+    Written without dividing by data(t), so that data(t) = 0 is fine.
+    """
+
+    sigma_data: float = 0.5
+
+    def weights(self, level: Level) -> tuple[Weight, Weight, Weight]:
+        a, s, sd = level.data, level.noise, self.sigma_data
+        norm2 = s * s + a * a * sd * sd
+        norm = algebra.sqrt(norm2)
+        return algebra.divide(1.0, norm), algebra.divide(a * sd * sd, norm2), algebra.divide(s * sd, norm)
+
+    def target(self, target: str) -> str:
+        return "x0"
+
+    def time(self, level: Level) -> Weight:
+        return -0.125 * level.log_snr
+
+
+class Denoiser(nn.Module):
+    """A network with a process and a target.
+
+    Args:
+        network: ``network(x, time, cond) -> Tensor`` (or ``(Tensor, aux)``), x (B, ...), time (B,) or t's shape.
+        process: the law that made the network's inputs.
+        target: the quantity (or quantities, side by side in dim 1) that the network outputs.
+        precondition: scalings around the network.
+        shape: shape of one sample; samplers use it when no initial state is given.
+
+    Raises:
+        BadValue: an unknown target, a state of another shape than ``shape``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        target: str | Sequence[str] = "velocity",
+        precondition: Precondition | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        targets = (target,) if isinstance(target, str) else tuple(target)
+        for name in targets:
+            if name not in KINDS:
+                raise unknown("prediction target", name, KINDS)
+        self.network, self.process = network, process
+        self.precondition = precondition or Plain()
+        self.targets = tuple(self.precondition.target(name) for name in targets)
+        self.shape = tuple(shape) if shape is not None else None
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """The kinds of the conditions that the network declares."""
+        return getattr(self.network, "condition_kinds", {})
+
+    def forward(self, x_t: Tensor, t: Time, cond: None | Mapping[str, Any] | Conditions = None) -> Prediction:
+        if self.shape is not None and x_t.shape[1:] != self.shape:
+            raise BadValue(f"a state of shape {tuple(x_t.shape)} came to a denoiser of samples {self.shape}")
+        level = self.process.at(t)
+        cond = as_conditions(cond, self.kinds, x_t.device)
+        c_in, c_skip, c_out = self.precondition.weights(level)
+        out = self.network(scale(c_in, x_t), time_tensor(self.precondition.time(level), x_t), cond)
+        out, aux = out if isinstance(out, tuple) else (out, None)
+        parts = (out,) if len(self.targets) == 1 else out.chunk(len(self.targets), dim=1)
+        values = {k: combine((c_out, f), (c_skip, x_t)) for k, f in zip(self.targets, parts, strict=True)}
+        return Prediction(x_t, level, values, source=cond.source, aux=aux)
+
+    def extra_repr(self) -> str:
+        return f"process={self.process}, target={self.targets}, precondition={self.precondition}, shape={self.shape}"
+
+
+def time_tensor(time: Weight, x: Tensor) -> Tensor:
+    """The network's time input: (B,) from a number, else as it is, in float32."""
+    if isinstance(time, Tensor):
+        return time.to(device=x.device, dtype=torch.float32)
+    return torch.full(x.shape[:1], time, dtype=torch.float32, device=x.device)

@@ -1,0 +1,252 @@
+"""The loop: one generator of steps, which everything that samples is built on.
+
+``trajectory(...)`` yields a :class:`Step` for each step; ``sample(...)`` returns the last state. Both follow a
+grid of times from noise (1) towards data (0), or the other way for inversion, or up and down as a list says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condiff.conditions import Conditions, as_conditions
+from condiff.denoiser import Denoises
+from condiff.errors import BadType, BadValue
+from condiff.process.algebra import Weight, combine
+from condiff.process.level import Level
+from condiff.process.prediction import Prediction
+from condiff.process.prior import Prior
+from condiff.random import Source, as_source
+from condiff.sampling.grid import Grid, Uniform
+from condiff.sampling.solver import Solver, State
+
+
+class Hook:
+    """Things to do inside a step; override what is needed. Each returns what it was given, or a replacement."""
+
+    def before(self, x: Tensor, run: Run) -> Tensor:
+        """The state, before the denoiser sees it."""
+        return x
+
+    def prediction(self, prediction: Prediction, run: Run) -> Prediction:
+        """What the denoiser said: replace x0, shift the noise or score (``prediction.set``)."""
+        return prediction
+
+    def mean(self, mean: Tensor, std: Weight, prediction: Prediction, run: Run) -> Tensor:
+        """The mean of x_s, before its noise is added."""
+        return mean
+
+    def after(self, step: Step, run: Run) -> Tensor:
+        """The new state ``step.x_s``."""
+        return step.x_s
+
+
+@dataclass(slots=True)
+class Step:
+    """One step of a trajectory: from ``x_t`` at ``t`` to ``x_s`` at ``s``.
+
+    ``prediction`` is the step's first evaluation, ``noise`` the draw that was used (None for none), ``nfe`` the
+    number of network calls so far.
+    """
+
+    index: int
+    t: Level
+    s: Level
+    x_t: Tensor
+    x_s: Tensor
+    prediction: Prediction | None
+    noise: Tensor | None
+    nfe: int
+    state: State
+
+    @property
+    def dx(self) -> Tensor:
+        """The increment ``x_s - x_t``, noise included."""
+        return self.x_s - self.x_t
+
+
+class Run:
+    """The running trajectory, as solvers and hooks see it: where it is, and what they may ask for."""
+
+    def __init__(self, denoiser: Denoises, cond: Any, rng: Source, hooks: Sequence[Hook]) -> None:
+        self.denoiser, self.cond, self.rng, self.hooks = denoiser, cond, rng, tuple(hooks)
+        self.nfe = 0
+        self.index = 0
+        self.t: Level
+        self.s: Level
+
+    def denoise(self, x: Tensor, level: Level) -> Prediction:
+        """One evaluation, with the hooks around it; counts one network call."""
+        if not self.hooks:
+            self.nfe += 1
+            return self.denoiser(x, level, self.cond)
+        for hook in self.hooks:
+            x = hook.before(x, self)
+        self.nfe += 1
+        prediction = self.denoiser(x, level, self.cond)
+        for hook in self.hooks:
+            prediction = hook.prediction(prediction, self)
+        return prediction
+
+    def on_mean(self, mean: Tensor, std: Weight, prediction: Prediction) -> Tensor:
+        for hook in self.hooks:
+            mean = hook.mean(mean, std, prediction, self)
+        return mean
+
+    def draw(self, x: Tensor) -> Tensor:
+        """Noise of the process's law, of x's shape."""
+        return self.denoiser.process.noise_law.sample(self.rng, x.shape, x.dtype, x.device)
+
+
+def as_grid(grid: None | Grid | Sequence[float] | Tensor, steps: int | None, process: Any) -> Tensor:
+    """A grid object with a number of steps, or explicit times -> float64 times, (N + 1, ...).
+
+    Raises:
+        BadValue: steps < 1, fewer than two times, times outside [0, 1], steps beside explicit times.
+    """
+    if isinstance(grid, Grid) or grid is None:
+        if steps is None:
+            raise BadValue("give steps=, the number of solver steps, or a list of times as grid=")
+        if isinstance(steps, bool) or not isinstance(steps, int):
+            raise BadType(f"steps must be an integer, got {steps!r}")
+        if steps < 1:
+            raise BadValue(f"steps must be at least 1, got {steps}")
+        return (grid or Uniform()).times(process, steps)
+    if steps is not None:
+        raise BadValue("grid= already lists the times: leave steps= out")
+    times = torch.as_tensor(grid, dtype=torch.float64)
+    if times.ndim == 0 or times.shape[0] < 2:
+        raise BadValue(f"a grid needs at least two times, got {times.tolist()}")
+    return times
+
+
+def trajectory(
+    denoiser: Denoises,
+    x: Tensor,
+    *,
+    solver: Solver,
+    cond: None | Mapping[str, Any] | Conditions = None,
+    steps: int | None = None,
+    grid: None | Grid | Sequence[float] | Tensor = None,
+    rng: None | int | torch.Generator | Sequence[int] | Source = None,
+    hooks: Sequence[Hook] = (),
+    held: Tensor | None = None,
+) -> Iterator[Step]:
+    """Step from the given state ``x`` along a grid, yielding every step.
+
+    Args:
+        denoiser: anything with the Denoiser interface.
+        x: the state at the grid's first time, (B, ...).
+        solver: the update rule.
+        cond: conditions.
+        steps: number of steps of the grid.
+        grid: a :class:`Grid`, or explicit times: (N + 1,) for all, (N + 1, B) per row, (N + 1, B, F) per frame.
+        rng: where noise comes from.
+        hooks: called inside each step, in order.
+        held: booleans that broadcast to x; what is held comes back bit for bit.
+
+    Gradients flow when they are enabled: the caller decides.
+    """
+    process = denoiser.process
+    levels = process.levels(as_grid(grid, steps, process))
+    run = Run(denoiser, as_conditions(cond, getattr(denoiser, "kinds", None), x.device), as_source(rng), hooks)
+    state = solver.start()
+    if hasattr(denoiser, "start"):
+        denoiser.start()  # stateful guidance begins anew
+    for index, c in enumerate(solver.plan(levels)):
+        run.index, run.t, run.s = index, levels[index], levels[index + 1]
+        x_s, prediction, noise = solver.step(x, c, state, run)
+        if held is not None:
+            x_s = torch.where(held, x, x_s)
+        step = Step(index, run.t, run.s, x, x_s, prediction, noise, run.nfe, state)
+        for hook in run.hooks:
+            step.x_s = hook.after(step, run)
+        yield step
+        x = step.x_s
+
+
+def sample(
+    denoiser: Denoises,
+    *,
+    solver: Solver,
+    num: int | None = None,
+    cond: None | Mapping[str, Any] | Conditions = None,
+    steps: int | None = None,
+    grid: None | Grid | Sequence[float] | Tensor = None,
+    initial: Tensor | None = None,
+    prior: Prior | None = None,
+    seed: int | None = None,
+    seeds: Sequence[int] | None = None,
+    rng: None | int | torch.Generator | Sequence[int] | Source = None,
+    shape: Sequence[int] | None = None,
+    hooks: Sequence[Hook] = (),
+    held: Tensor | None = None,
+    grad: bool = False,
+    progress: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: Any = None,
+) -> Tensor:
+    """Draw samples: the last state of a :func:`trajectory`.
+
+    Args:
+        num: how many; by default as many as there are conditions, seeds, or rows of ``initial``.
+        initial: the state at the grid's first time; drawn from ``prior`` when absent.
+        prior: law of the initial state, pure noise by default.
+        seed, seeds, rng: one seed for the batch, one per sample, or any source. One of them.
+        shape: shape of one sample, when the denoiser doesn't know it.
+        grad: keep the graph (reward guidance, fine-tuning through the sampler).
+        progress: show a bar.
+
+    Returns:
+        (num, *shape).
+    """
+    given = [r for r in (seed, seeds, rng) if r is not None]
+    if len(given) > 1:
+        raise BadValue("give one of seed=, seeds=, rng=")
+    source = as_source(given[0] if given else None)
+    if device is None:
+        device = initial.device if initial is not None else _device(denoiser)
+    cond = as_conditions(cond, getattr(denoiser, "kinds", None), device)
+    process = denoiser.process
+    times = as_grid(grid, steps, process)
+    if initial is None:
+        shape = tuple(shape if shape is not None else denoiser.shape or ())
+        if not shape:
+            raise BadValue("the denoiser doesn't know the shape of a sample: give shape= or initial=")
+        num = _count(num, cond, seeds)
+        level = process.levels(times[:1])[0]
+        initial = (prior or process.prior()).sample(
+            level, (num, *shape), source, source=cond.source, dtype=dtype, device=device
+        )
+    elif prior is not None:
+        raise BadValue("give initial= or prior=, not both")
+    run = trajectory(denoiser, initial, solver=solver, cond=cond, grid=times, rng=source, hooks=hooks, held=held)
+    if progress:
+        from tqdm.auto import tqdm
+
+        run = tqdm(run, total=len(times) - 1, desc="sampling", unit="step", leave=False)
+    x = initial
+    with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+        for step in run:
+            x = step.x_s
+    return x
+
+
+def _device(denoiser: Any) -> torch.device:
+    parameters = getattr(denoiser, "parameters", None)
+    first = next(iter(parameters()), None) if callable(parameters) else None
+    return first.device if first is not None else torch.device("cpu")
+
+
+def _count(num: int | None, cond: Conditions, seeds: Sequence[int] | None) -> int:
+    sizes = {"num": num, "cond": cond.batch, "seeds": len(seeds) if seeds is not None else None}
+    known = {k: v for k, v in sizes.items() if v is not None}
+    if not known:
+        raise BadValue("say how many samples: num=, seeds= or conditions")
+    if len(set(known.values())) > 1:
+        raise BadValue(f"the number of samples must agree, got {known}")
+    return next(iter(known.values()))

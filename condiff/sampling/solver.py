@@ -1,0 +1,83 @@
+"""Solver: the update rule from a level t to the next level s, over one shared loop.
+
+A rule with one evaluation per step writes two methods: ``plan``, its coefficients for the whole grid (numbers,
+worked out once in float64), and ``advance``, the update ``(x, prediction, coefficients, state) -> (mean, std)``.
+Noise is added by the loop, so that hooks see the mean and every draw can be given. A rule that evaluates
+inside a step overrides ``step``.
+
+The same rule serves one time for all and a time per row or frame: coefficients are then tensors over the
+leading dimensions, and :mod:`condiff.process.algebra` matches them to the state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from condiff.process.algebra import Weight, combine
+from condiff.process.level import Level
+from condiff.process.prediction import Prediction
+
+
+class Entry(NamedTuple):
+    """One past evaluation: the state, what was predicted there (in the solver's own quantity), and its level."""
+
+    x: Tensor
+    value: Tensor
+    level: Level
+
+
+@dataclass
+class State:
+    """What a solver carries from step to step: past evaluations, newest first, and free slots.
+
+    A small mutable record: copyable, and correctors may rewrite entries.
+    """
+
+    history: list[Entry] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def push(self, entry: Entry, keep: int) -> None:
+        """Remember an evaluation, keeping the newest ``keep``."""
+        self.history.insert(0, entry)
+        del self.history[keep:]
+
+    def rows(self, index: Any) -> State:
+        """The state of a subset (or a shift) of the batch."""
+        history = [Entry(e.x[index], e.value[index], e.level) for e in self.history]
+        return State(history, {k: v[index] if isinstance(v, Tensor) else v for k, v in self.extra.items()})
+
+
+class Solver(ABC):
+    """Base of the update rules. Subclasses are frozen dataclasses without weights."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps draw noise."""
+        return False
+
+    @abstractmethod
+    def plan(self, levels: Sequence[Level]) -> list[Any]:
+        """Coefficients of each of the ``len(levels) - 1`` steps."""
+
+    def start(self) -> State:
+        """A fresh state."""
+        return State()
+
+    def advance(self, x: Tensor, prediction: Prediction, c: Any, state: State) -> tuple[Tensor, Weight]:
+        """``x_s = mean + std z``: the mean and the standard deviation (the number 0.0 for none)."""
+        raise NotImplementedError(f"{type(self).__name__} overrides step()")
+
+    def step(self, x: Tensor, c: Any, state: State, run: Any) -> tuple[Tensor, Prediction | None, Tensor | None]:
+        """One step: ``(x_s, the step's first prediction, the noise used)``."""
+        prediction = run.denoise(x, run.t)
+        mean, std = self.advance(x, prediction, c, state)
+        mean = run.on_mean(mean, std, prediction)
+        if not isinstance(std, Tensor) and std == 0.0:
+            return mean, prediction, None
+        noise = run.draw(x)
+        return combine((1.0, mean), (std, noise)), prediction, noise
