@@ -61,7 +61,8 @@ def _finite(w: Weight) -> bool:
 
 
 def _needs_source(want: Row) -> bool:
-    return isinstance(want[1], Tensor) or want[1] != 0.0
+    # Tensors come from the level's own curves, which are zero without an endpoint.
+    return not isinstance(want[1], Tensor) and want[1] != 0.0
 
 
 def _solve2(known: tuple[Row, Row], want: Row) -> tuple[Weight, Weight]:
