@@ -1,0 +1,112 @@
+"""Pictures: labelled sample grids, curves and bars, written as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from condiff.errors import BadValue, require_extra
+from condiff.typing import Float, Tensor
+
+
+def to_uint8(x: Float[Tensor, "batch channels height width"]) -> np.ndarray:
+    """Images in [-1, 1] as (B, H, W, C) bytes; values beyond the range are cut off, as a screen does.
+
+    Raises:
+        BadValue: another number of dimensions, or of channels than 1, 3 or 4.
+    """
+    if x.ndim != 4 or x.shape[1] not in (1, 3, 4):
+        raise BadValue(f"a picture needs images (B, 1 | 3 | 4, H, W), got {tuple(x.shape)}")
+    pixels = (x.detach().float().cpu().clamp(-1.0, 1.0) + 1.0) * 127.5
+    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def grid(
+    x: Float[Tensor, "batch channels height width"],
+    path: str | Path,
+    *,
+    labels: Sequence[Any] | None = None,
+    columns: int | None = None,
+    cell: int = 64,
+) -> Path:
+    """Write a grid of images, each with its label above it.
+
+    Args:
+        x: (B, C, H, W) in [-1, 1].
+        labels: one caption an image.
+        columns: images a row; about the square root of their number by default.
+        cell: smallest side of a cell in pixels; small images are enlarged by a whole factor, unsmoothed.
+
+    Raises:
+        BadValue: no images, or as many labels as images isn't so.
+    """
+    image = require_extra("PIL.Image", "train")
+    draw_module = require_extra("PIL.ImageDraw", "train")
+    pixels = to_uint8(x)
+    if len(pixels) == 0:
+        raise BadValue("no images to draw")
+    if labels is not None and len(labels) != len(pixels):
+        raise BadValue(f"{len(labels)} labels for {len(pixels)} images")
+    columns = columns or int(np.ceil(np.sqrt(len(pixels))))
+    zoom = max(1, -(-cell // max(pixels.shape[1:3])))
+    pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    height, width = pixels.shape[1:3]
+    gap, caption = 4, 14 if labels is not None else 0
+    rows = -(-len(pixels) // columns)
+    size = (columns * (width + gap) + gap, rows * (height + caption + gap) + gap)
+    canvas = image.new("RGB", size, (250, 250, 250))
+    pen = draw_module.Draw(canvas)
+    for i, picture in enumerate(pixels):
+        left, top = gap + (i % columns) * (width + gap), gap + (i // columns) * (height + caption + gap)
+        if labels is not None:
+            pen.text((left + 1, top), str(labels[i]), fill=(70, 70, 70))
+        picture = picture[..., 0] if picture.shape[-1] == 1 else picture
+        canvas.paste(image.fromarray(picture), (left, top + caption))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)
+    return path
+
+
+def _pyplot() -> Any:
+    require_extra("matplotlib", "train").use("Agg")
+    return require_extra("matplotlib.pyplot", "train")
+
+
+def curves(series: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, *, x_label: str = "step") -> Path:
+    """One panel a group, one line a series: ``{"loss": {"x": [...], "train": [...]}}``."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(series), figsize=(4.2 * len(series), 3.1), squeeze=False, layout="constrained")
+    for axis, (title, lines) in zip(axes[0], series.items(), strict=True):
+        for name, values in lines.items():
+            if name != "x":
+                axis.plot(lines["x"], values, label=name, linewidth=1.2)
+        axis.set_title(title)
+        axis.set_xlabel(x_label)
+        axis.grid(alpha=0.25)
+        if len(lines) > 2:
+            axis.legend(frameon=False, fontsize=8)
+    path = Path(path)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def bars(rows: Sequence[tuple[str, str, Sequence[float], str, Sequence[float]]], path: str | Path, *, title: str) -> Path:
+    """One panel a comparison: two bars (means), every seed as a dot."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(rows), figsize=(3.4 * len(rows), 3.4), squeeze=False, layout="constrained")
+    for axis, (name, base_name, base, ours_name, ours) in zip(axes[0], rows, strict=True):
+        for i, (label, values, colour) in enumerate(((base_name, base, "#9aa5b1"), (ours_name, ours, "#2f6fab"))):
+            axis.bar(i, np.mean(values), color=colour, width=0.6, label=label)
+            axis.plot([i] * len(values), values, "o", color="black", markersize=4)
+        axis.set_xticks([0, 1], [base_name, ours_name], fontsize=8, wrap=True)
+        axis.set_title(name, fontsize=9, wrap=True)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(Path(path), dpi=110)
+    plt.close(figure)
+    return Path(path)
