@@ -29,7 +29,7 @@ class Hook:
     """Things to do inside a step; override what is needed. Each returns what it was given, or a replacement."""
 
     def before(self, x: Tensor, run: Run) -> Tensor:
-        """The state, before the denoiser sees it."""
+        """The state at the start of a step (at ``run.t``): displace it, replace its known part."""
         return x
 
     def prediction(self, prediction: Prediction, run: Run) -> Prediction:
@@ -84,8 +84,6 @@ class Run:
         if not self.hooks:
             self.nfe += 1
             return self.denoiser(x, level, self.cond)
-        for hook in self.hooks:
-            x = hook.before(x, self)
         self.nfe += 1
         prediction = self.denoiser(x, level, self.cond)
         for hook in self.hooks:
@@ -159,6 +157,8 @@ def trajectory(
         denoiser.start()  # stateful guidance begins anew
     for index, c in enumerate(solver.plan(levels)):
         run.index, run.t, run.s = index, levels[index], levels[index + 1]
+        for hook in run.hooks:
+            x = hook.before(x, run)
         x_s, prediction, noise = solver.step(x, c, state, run)
         if held is not None:
             x_s = torch.where(held, x, x_s)
