@@ -1,0 +1,42 @@
+"""Deterministic splits into a training and a held-out part."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from condiff.data.base import Data, Subset
+from condiff.errors import BadValue
+
+
+def _shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
+    return rows[torch.randperm(len(rows), generator=generator)]
+
+
+def split_indices(n: int, held_out: float, seed: int = 0, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sorted indices (training, held out) of ``n`` rows; with labels, the same fraction of each class is held out.
+
+    Args:
+        held_out: fraction in (0, 1), rounded per class; a class of one row stays in training.
+
+    Raises:
+        BadValue: a fraction that leaves one of the parts empty.
+    """
+    if not 0.0 < held_out < 1.0:
+        raise BadValue(f"held_out is a fraction in (0, 1), got {held_out}")
+    generator = torch.Generator().manual_seed(seed)
+    groups = [torch.arange(n)]
+    if labels is not None:
+        groups = [torch.nonzero(labels == c).flatten() for c in labels.unique().tolist()]
+    held = [_shuffled(g, generator)[: min(round(held_out * len(g)), len(g) - 1)] for g in groups]
+    is_held = torch.zeros(n, dtype=torch.bool)
+    is_held[torch.cat(held)] = True
+    if not is_held.any() or is_held.all():
+        raise BadValue(f"held_out={held_out} of {n} rows leaves one part empty")
+    return torch.nonzero(~is_held).flatten(), torch.nonzero(is_held).flatten()
+
+
+def split(data: Data, held_out: float = 0.1, seed: int = 0) -> tuple[Subset, Subset]:
+    """``(training, held out)`` parts of a data set, stratified by label where there is one."""
+    train, test = split_indices(len(data), held_out, seed, data.labels)
+    return Subset(data, train, f"{data.name}/train"), Subset(data, test, f"{data.name}/held-out")
