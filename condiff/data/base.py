@@ -78,11 +78,10 @@ class Data(ABC):
             BadValue: an index out of range.
         """
         index = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices))
-        if index.ndim != 1 or index.dtype.is_floating_point or index.dtype == torch.bool:
-            if index.numel():
-                raise BadValue(f"indices must be integers of shape (B,), got {index.dtype} {tuple(index.shape)}")
+        if index.numel() and (index.ndim != 1 or index.dtype.is_floating_point or index.dtype == torch.bool):
+            raise BadValue(f"indices must be integers of shape (B,), got {index.dtype} {tuple(index.shape)}")
         index = index.long()
-        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < len(self)):
+        if index.numel() and (int(index.min()) < 0 or int(index.max()) >= len(self)):
             raise BadValue(f"indices {int(index.min())}..{int(index.max())} do not lie in [0, {len(self)})")
         return self._rows(index, epoch)
 
@@ -189,7 +188,7 @@ class TensorData(Data):
         *,
         kinds: Mapping[str, str] | None = None,
         classes: Sequence[str] = (),
-        range: None | str | tuple[float, float] = None,
+        range: str | tuple[float, float] | None = None,
         flip: bool = False,
         seed: int = 0,
         name: str = "tensors",

@@ -48,7 +48,7 @@ def _from_bounds(low: float, high: float, what: str) -> Affine:
     return Affine(2.0 / (high - low), -(high + low) / (high - low))
 
 
-def to_model_range(x: Tensor, range: None | str | tuple[float, float], what: str = "x") -> Affine:
+def to_model_range(x: Tensor, range: str | tuple[float, float] | None, what: str = "x") -> Affine:
     """How x becomes values in [-1, 1].
 
     Args:
@@ -80,8 +80,8 @@ def to_model_range(x: Tensor, range: None | str | tuple[float, float], what: str
     low, high = float(x.min()), float(x.max())
     if range is None and not x.dtype.is_floating_point:
         raise BadType(
-            f"{what} holds {x.dtype} from {low:g} to {high:g}: say what they mean with range=(low, high), which becomes "
-            "[-1, 1], or range='keep' for tokens"
+            f"{what} holds {x.dtype} from {low:g} to {high:g}: say what they mean with range=(low, high), which "
+            "becomes [-1, 1], or range='keep' for tokens"
         )
     if range is None:
         if low < -1.0 or high > 1.0:
