@@ -1,0 +1,48 @@
+"""``condiff evaluate``: distances, coverage, memorisation of a run's samples, and its report page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from condiff.cli.output import note, show_json
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a trained run against held-out data; rewrites its metrics.json and report.html.
+
+    Examples:
+      condiff evaluate runs/digits
+      condiff evaluate runs/cells --against cells_heldout/ --num 2000
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+
+    against: Path | None = None
+    """Held-out data of the same kind; the run's own held-out part by default."""
+
+    num: int | None = None
+    """How many samples to draw; as many as there are held-out ones by default."""
+
+    seed: int = 0
+    """Seed of the samples."""
+
+    json: bool = False
+    """Print the metrics as JSON."""
+
+    def run(self) -> int:
+        from condiff.cli.train import _summary
+        from condiff.methods import runs
+
+        run = runs.open_run(self.folder)
+        metrics = run.finish(against=self.against, num=self.num, seed=self.seed)
+        if self.json:
+            show_json(metrics)
+        else:
+            note(_summary(metrics, run.folder))
+        return 0

@@ -1,0 +1,63 @@
+"""``condiff``: the entry point. Parses, runs a command, turns errors into a line and an exit code.
+
+Exit codes: 0 done; 1 the work failed; 2 bad input; 130 interrupted; 143 stopped by SIGTERM after saving.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+from condiff.cli.evaluate import Evaluate
+from condiff.cli.info import Info
+from condiff.cli.methods import Cite, Methods, Reproduce
+from condiff.cli.sample import Sample
+from condiff.cli.train import Train
+from condiff.errors import BadFile, BadType, BadValue, CondiffError, Incompatible, MissingExtra
+
+DESCRIPTION = """Conditional diffusion and flow models: train on your data, sample, evaluate, reproduce.
+
+Start with:  condiff train digits
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        import tyro
+    except ImportError:
+        print("error: the command line needs an extra: pip install 'condiff[cli]'", file=sys.stderr)
+        return 2
+    command = tyro.conf.subcommand
+    parsed = tyro.cli(
+        Annotated[Train, command("train")]
+        | Annotated[Sample, command("sample")]
+        | Annotated[Evaluate, command("evaluate")]
+        | Annotated[Info, command("info")]
+        | Annotated[Methods, command("methods")]
+        | Annotated[Reproduce, command("reproduce")]
+        | Annotated[Cite, command("cite")],
+        args=argv,
+        prog="condiff",
+        description=DESCRIPTION,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    try:
+        return parsed.run()
+    except (BadValue, BadType, BadFile, Incompatible, MissingExtra) as error:
+        return _fail(error, 2)
+    except CondiffError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""``condiff sample``: draw from a trained run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from condiff.cli.output import note, show_json
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples from a trained run.
+
+    Examples:
+      condiff sample runs/digits
+      condiff sample runs/digits --label 3 --num 64 --guidance 2 --steps 12 --out threes.png
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+
+    num: int | None = None
+    """How many; by default eight of every class."""
+
+    label: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Class name or index; repeat for several, taken in turn."""
+
+    solver: str | None = None
+    """Update rule, such as ddim, dpmpp-2m, unipc, euler, heun; the run's own by default."""
+
+    steps: int | None = None
+    """Solver steps."""
+
+    guidance: float | None = None
+    """Classifier-free scale; 1 is the plain conditional model."""
+
+    seed: int = 0
+    """Sample i depends on seed + i only, whatever the batch."""
+
+    batch: int = 256
+    """Samples per network call."""
+
+    weights: str = "ema"
+    """"ema", "raw", or the name of an averaged copy."""
+
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps."""
+
+    out: Path | None = None
+    """A .png grid, or .npz / .npy arrays; RUN/samples-SEED.png by default."""
+
+    overwrite: bool = False
+    """Replace the output file if it is there."""
+
+    json: bool = False
+    """Print where the samples are, and how they were made, as JSON."""
+
+    def run(self) -> int:
+        from condiff.methods import runs
+
+        made = runs.draw(
+            self.folder,
+            num=self.num,
+            labels=self.label,
+            solver=self.solver,
+            steps=self.steps,
+            guidance=self.guidance,
+            seed=self.seed,
+            batch=self.batch,
+            weights=self.weights,
+            device=self.device,
+            out=self.out,
+            overwrite=self.overwrite,
+        )
+        if self.json:
+            show_json(made)
+        else:
+            note(f"{made['num']} samples, {made['nfe']} network calls each, {made['seconds']:.2f} s: {made['out']}")
+        return 0

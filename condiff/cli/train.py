@@ -1,0 +1,130 @@
+"""``condiff train``: what it understood of the data, the configuration, the run, and where to look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from condiff.cli.output import note, show_json, tree
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a conditional model on data, then sample and evaluate it.
+
+    Examples:
+      condiff train digits
+      condiff train images --data cells/ --size 64
+      condiff train arrays --data waves.npz --method edm --steps 5000
+      condiff train digits --set network.width=128 --set training.ema=[0.99,0.999]
+      condiff train --resume runs/digits
+    """
+
+    source: Annotated[str | None, tyro.conf.Positional] = None
+    """Kind of data: digits (bundled), images, pairs, arrays, parquet, hub."""
+
+    data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Folder, file or Hub name; twice for pairs (degraded, then clean)."""
+
+    size: int | None = None
+    """Resize and crop images to SIZE x SIZE."""
+
+    labels: str | None = None
+    """Where labels come from: "folders", a CSV of file,label, or a column or key."""
+
+    skip_bad: bool = False
+    """Leave out files that can't be read instead of stopping at them."""
+
+    method: str = "flow-matching"
+    """The method, as `condiff methods` lists it."""
+
+    steps: int | None = None
+    """Training steps."""
+
+    batch: int | None = None
+    """Samples a step, over all processes."""
+
+    lr: float | None = None
+    """Peak learning rate."""
+
+    seed: int | None = None
+    """Seed of initialisation, data order and noise."""
+
+    guidance: float | None = None
+    """Classifier-free scale when sampling; 1 is none."""
+
+    out: Path | None = None
+    """Run folder (runs/NAME by default); it must not exist yet."""
+
+    config: Path | None = None
+    """YAML or JSON file with any part of the configuration."""
+
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """KEY=VALUE for any field of the configuration, such as network.width=128."""
+
+    resume: Path | None = None
+    """Continue this run from its newest valid checkpoint."""
+
+    dry_run: bool = False
+    """Show data and configuration, train nothing."""
+
+    json: bool = False
+    """Print the final metrics as JSON; progress goes to standard error."""
+
+    def run(self) -> int:
+        from condiff.methods import runs
+
+        run = runs.resume(self.resume) if self.resume else runs.prepare(self._request())
+        note(run.data.describe(), quiet=self.json)
+        note(f"\nconfiguration\n{tree(run.config(), 1)}\n", quiet=self.json)
+        if self.dry_run:
+            return 0
+        status = run.train(quiet=self.json)
+        if status.stopped:
+            note(f"stopped after step {status.step}; continue with: condiff train --resume {run.folder}", quiet=self.json)
+            return 143
+        metrics = run.finish()
+        if self.json:
+            show_json(metrics)
+        else:
+            note(_summary(metrics, run.folder))
+        return 0
+
+    def _request(self) -> Any:
+        from condiff.errors import BadValue
+        from condiff.methods.runs import Request
+
+        if self.source is None:
+            raise BadValue("say what to train on: condiff train digits, condiff train images --data FOLDER, ...")
+        options = {"size": self.size, "labels": self.labels, "skip_bad": self.skip_bad or None}
+        flags = {
+            "training.steps": self.steps,
+            "training.batch": self.batch,
+            "training.lr": self.lr,
+            "training.seed": self.seed,
+            "sampler.guidance": self.guidance,
+        }
+        return Request(
+            source=self.source,
+            paths=self.data,
+            options={k: v for k, v in options.items() if v is not None},
+            method=self.method,
+            file=self.config,
+            overrides={k: v for k, v in flags.items() if v is not None},
+            settings=self.set,
+            folder=self.out or Path("runs") / self.source,
+        )
+
+
+def _summary(metrics: dict[str, Any], folder: Path) -> str:
+    lines = ["", "results"]
+    for key, value in metrics.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            lines.append(f"  {key:<24} {value:.4g}")
+    looks = [("report.html", "everything on one page"), ("samples.png", "samples"), ("curves.png", "training curves")]
+    lines += ["", f"look at  {folder}/"]
+    lines += [f"  {name:<20} {what}" for name, what in looks if (folder / name).exists()]
+    return "\n".join([*lines, "", f"more samples: condiff sample {folder}"])

@@ -1,0 +1,18 @@
+"""Methods: one module per paper. The catalogue is readable without torch; the rest is imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from condiff.methods.catalogue import ENTRIES, Entry, find
+
+_LAZY = {"Recipe": "recipe", "Sampler": "recipe", "Facts": "experiment", "Reproduction": "reproduction"}
+
+__all__ = ["ENTRIES", "Entry", "find", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"condiff.methods.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'condiff.methods' has no attribute {name!r}")

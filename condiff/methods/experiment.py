@@ -1,0 +1,131 @@
+"""What reproductions on digits share: the data's facts, training a recipe, drawing, and scoring."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condiff.conditions import Dropout
+from condiff.conditions.embed import Embedding
+from condiff.data import Data, digits
+from condiff.denoiser import Denoises
+from condiff.errors import BadValue
+from condiff.methods.recipe import Recipe, Sampler, embedding_for
+from condiff.methods.reproduction import Comparison, Reproduction, check_budget, machine
+from condiff.metrics import digit_classifier, evaluate
+from condiff.sampling import Grid, Uniform, sample
+from condiff.training import Trainer
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method needs to know of a data set to make a recipe.
+
+    Args:
+        shape: of one sample.
+        embeddings: how each condition is embedded.
+        std: standard deviation of the values.
+    """
+
+    shape: tuple[int, ...]
+    embeddings: Mapping[str, Embedding] = field(default_factory=dict)
+    std: float = 0.5
+
+    @classmethod
+    def of(cls, data: Data) -> Facts:
+        """The facts of a data set; its first 4096 samples give the standard deviation."""
+        some = data.batch(range(min(len(data), 4096)))
+        classes = len(data.classes) or None
+        embeddings = {
+            name: embedding_for(data.kinds.get(name, "label"), value, classes) for name, value in some["cond"].items()
+        }
+        return cls(tuple(data.shape), embeddings, float(some["x"].double().std()))
+
+    def dropout(self, p: float) -> Dropout | None:
+        """Condition dropout for classifier-free guidance; None without conditions."""
+        return Dropout(p) if self.embeddings else None
+
+    def need_conditions(self, method: str) -> None:
+        """Refuse data without conditions."""
+        if not self.embeddings:
+            raise BadValue(f"{method} guides by a condition, and the data has none: give labels, or use flow-matching")
+
+
+def until(end: float) -> Grid:
+    """Uniform times from 1 to ``end``."""
+    return Uniform(end=end)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with the recipe that made it."""
+
+    recipe: Recipe
+    denoiser: Denoises
+
+
+class Digits:
+    """The bench: handwritten digits, a fixed judge, a few seeds, one clock."""
+
+    def __init__(self, slug: str, budget: str) -> None:
+        self.slug, self.budget = slug, check_budget(budget)
+        if budget == "gpu" and not torch.cuda.is_available():
+            raise BadValue("budget 'gpu' needs a CUDA device, and torch sees none: use --budget small")
+        self.started = time.perf_counter()
+        self.data, self.heldout = digits("train"), digits("test")
+        self.facts = Facts.of(self.data)
+        self.judge = digit_classifier()
+        self.seeds = (0, 1, 2) if budget == "small" else (0, 1, 2, 3, 4)
+        self.steps = 400 if budget == "small" else 4000
+
+    def train(self, recipe: Recipe, seed: int) -> Trained:
+        """Train a recipe from a seed, in memory; the averaged weights."""
+        config = replace(recipe.training, steps=self.steps, batch=128, seed=seed)
+        torch.manual_seed(seed)
+        trainer = Trainer(recipe.denoiser(), self.data, recipe.objective, config, run_dir=None, quiet=True)
+        trainer.fit()
+        return Trained(recipe, trainer.averaged())
+
+    def labels(self, num: int) -> Tensor:
+        """Every digit in turn."""
+        return torch.arange(num) % 10
+
+    def draw(self, model: Trained, sampler: Sampler, seed: int, num: int = 1000) -> Tensor:
+        """Samples of every digit; the same seed gives the same noise whatever the model."""
+        return sample(
+            model.recipe.guided(model.denoiser, sampler.guidance),
+            solver=sampler.solver,
+            grid=sampler.grid,
+            steps=sampler.steps,
+            cond={"label": self.labels(num)},
+            seed=10_000 + seed,
+        )
+
+    def score(self, model: Trained, sampler: Sampler, seed: int, num: int = 1000) -> dict[str, float]:
+        """The figures of ``num`` samples against held-out digits."""
+        x = self.draw(model, sampler, seed, num)
+        return evaluate(
+            x, self.data.batch(range(len(self.data)))["x"], self.heldout.batch(range(len(self.heldout)))["x"],
+            labels=self.labels(num), classifier=self.judge,
+        )
+
+    def outcome(
+        self, claim: str, comparisons: Sequence[Comparison], notes: str = "", series: dict[str, Any] | None = None
+    ) -> Reproduction:
+        """The record of this run."""
+        return Reproduction(
+            slug=self.slug,
+            claim=claim,
+            budget=self.budget,
+            seeds=self.seeds,
+            comparisons=tuple(comparisons),
+            seconds=round(time.perf_counter() - self.started, 1),
+            machine=machine(),
+            notes=notes or f"digits, {self.steps} training steps of batch 128",
+            series=series or {},
+        )

@@ -1,0 +1,31 @@
+"""Sphinx configuration: furo, pages executed by myst-nb, everything offline."""
+
+import condiff
+
+project = "condiff"
+author = "the condiff authors"
+copyright = "2026, the condiff authors"
+version = release = condiff.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+html_theme = "furo"
+html_title = "condiff"
+html_static_path = ["_static"]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_cache_path = "_build/.jupyter_cache"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+# Shapes are written in docstrings; jaxtyping's annotations are too long for signatures.
+autodoc_type_aliases = {}
+suppress_warnings = ["mystnb.unknown_mime_type"]
