@@ -13,6 +13,7 @@ reads the global generator. The first dimension of what is drawn is always the b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,10 @@ class Source:
 
     def _draw(self, kind: str, shape: Shape, dtype: torch.dtype, device: Any, param: float) -> Tensor:
         raise NotImplementedError
+
+    def place(self, rows: int) -> tuple[int, int]:
+        """Where a batch of ``rows`` rows lies in the batch that is drawn: ``(first row, total rows)``."""
+        return 0, rows
 
     def normal(self, shape: Shape, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> Tensor:
         """Standard normal draws of the given shape."""
@@ -115,6 +120,11 @@ class Shard(Source):
             raise BadValue(f"shard rows {start}:{stop} do not lie in a batch of {total}")
         self.source, self.start, self.stop, self.total = source, start, stop, total
 
+    def place(self, rows: int) -> tuple[int, int]:
+        if rows != self.stop - self.start:
+            raise BadValue(f"a shard of {self.stop - self.start} rows was asked where {rows} rows lie")
+        return self.start, self.total
+
     def _draw(self, kind, shape, dtype, device, param):
         if len(shape) == 0 or shape[0] != self.stop - self.start:
             raise BadValue(f"a shard of {self.stop - self.start} rows was asked for a draw of shape {tuple(shape)}")
@@ -136,6 +146,12 @@ class Tape(Source):
         if tuple(out.shape) != tuple(shape):
             raise BadValue(f"the tape holds a draw of shape {tuple(out.shape)} where {tuple(shape)} is needed")
         return out.to(device=device, dtype=dtype)
+
+
+def derive_seed(seed: int, *keys: int | str) -> int:
+    """A seed that is a pure function of ``seed`` and ``keys``, and unrelated for different keys."""
+    text = "/".join(str(k) for k in (seed, *keys))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def as_source(rng: None | int | torch.Generator | Sequence[int] | Source) -> Source:

@@ -1,0 +1,186 @@
+"""Files that are either whole or absent.
+
+Everything is written under a temporary name, flushed to the disk, and then renamed: a power cut, a full disk or a
+``kill -9`` leaves the old content or the new one, never half of one. Tensors are safetensors, the rest is JSON;
+nothing is pickled, so that reading a file can't run code.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from condiff.config import read_json
+from condiff.errors import BadFile
+
+_TEMPORARY = ".writing-"
+
+
+def _sync(path: Path) -> None:
+    """Push a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+
+
+def _explain(path: Path, error: OSError) -> BadFile:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    why = "the disk is full" if full else error.strerror or str(error)
+    return BadFile(f"could not write {path}: {why}. What was there before is untouched.")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name for a file or a folder; on success it takes the place of ``path``, on failure it is removed.
+
+    A folder that is already there is replaced as a whole.
+
+    Raises:
+        BadFile: when writing fails (a full disk, no permission).
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _settle(temporary)
+        if path.is_dir():
+            _swap_folders(temporary, path)
+        else:
+            os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise error if isinstance(error, BadFile) else _explain(path, error) from error
+    finally:
+        _remove(temporary)
+
+
+def _settle(path: Path) -> None:
+    for entry in sorted(path.rglob("*")) if path.is_dir() else []:
+        _sync(entry)
+    _sync(path)
+
+
+def _swap_folders(new: Path, old: Path) -> None:
+    # A folder can't be renamed onto one that holds files; for a moment the old one has another name.
+    aside = old.with_name(f"{_TEMPORARY}{os.getpid()}-old-{old.name}")
+    os.replace(old, aside)
+    os.replace(new, old)
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def clear_temporaries(folder: str | os.PathLike[str]) -> None:
+    """Remove what an interrupted process left half written in ``folder``."""
+    for path in Path(folder).glob(f"{_TEMPORARY}*"):
+        _remove(path)
+
+
+def write_json(path: str | os.PathLike[str], data: Any) -> None:
+    """``data`` as readable JSON, atomically; NaN and infinity are refused."""
+    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Tensors as a safetensors file, atomically."""
+    tensors = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+    with replacing(path) as temporary:
+        _save(tensors, temporary, {"format": "pt", **(metadata or {})})
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(_unshared(tensors), path, metadata)
+    except SafetensorError as error:
+        codes = [c for c in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if f"os error {c})" in str(error)]
+        raise OSError(codes[0] if codes else errno.EIO, str(error)) from error
+    os.chmod(path, 0o644)
+
+
+def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tied weights are written once per name, as safetensors wants them."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        where = tensor.untyped_storage().data_ptr()
+        out[name] = tensor.clone() if where in seen else tensor
+        seen.add(where)
+    return out
+
+
+def read_tensors(path: str | os.PathLike[str], device: Any = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """``(tensors, metadata)`` of a safetensors file.
+
+    Raises:
+        BadFile: when it is missing, truncated or of another kind.
+    """
+    if not Path(path).is_file():
+        raise BadFile(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadFile(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The hash of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _own_hash(record: Mapping[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in record.items() if k != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(folder: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Write ``record`` as the JSON ``name`` in ``folder``, with the hashes of all files there and of itself."""
+    files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != name}
+    record = json.loads(json.dumps({**record, "files": files}, allow_nan=False))
+    write_json(folder / name, {**record, "sha256": _own_hash(record)})
+
+
+def unseal(folder: Path, name: str) -> dict[str, Any]:
+    """The record of a sealed folder, after checking every hash.
+
+    Raises:
+        BadFile: naming the first file that is missing, truncated or changed.
+    """
+    record = read_json(folder / name)
+    if not isinstance(record, dict) or record.get("sha256") != _own_hash(record):
+        raise BadFile(f"{folder / name} was changed after it was written: its hash does not match its content")
+    for file, want in record["files"].items():
+        path = folder / file
+        if not path.is_file():
+            raise BadFile(f"{path} is missing")
+        if sha256(path) != want:
+            raise BadFile(f"{path} is truncated or was changed: its sha256 differs from the one in {name}")
+    return record
