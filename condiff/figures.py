@@ -96,7 +96,9 @@ def curves(series: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path
     return path
 
 
-def bars(rows: Sequence[tuple[str, str, Sequence[float], str, Sequence[float]]], path: str | Path, *, title: str) -> Path:
+def bars(
+    rows: Sequence[tuple[str, str, Sequence[float], str, Sequence[float]]], path: str | Path, *, title: str
+) -> Path:
     """One panel a comparison: two bars (means), every seed as a dot."""
     plt = _pyplot()
     figure, axes = plt.subplots(1, len(rows), figsize=(3.4 * len(rows), 3.4), squeeze=False, layout="constrained")

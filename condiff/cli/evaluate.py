@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
+from condiff.cli.options import Flag, OptionalInt, OptionalPath, RunFolder
 from condiff.cli.output import note, show_json
 
 
@@ -15,24 +12,24 @@ from condiff.cli.output import note, show_json
 class Evaluate:
     """Evaluate a trained run against held-out data; rewrites its metrics.json and report.html.
 
-    Examples:
+    Try:
       condiff evaluate runs/digits
       condiff evaluate runs/cells --against cells_heldout/ --num 2000
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: RunFolder
     """The run folder."""
 
-    against: Path | None = None
+    against: OptionalPath = None
     """Held-out data of the same kind; the run's own held-out part by default."""
 
-    num: int | None = None
+    num: OptionalInt = None
     """How many samples to draw; as many as there are held-out ones by default."""
 
     seed: int = 0
     """Seed of the samples."""
 
-    json: bool = False
+    json: Flag = False
     """Print the metrics as JSON."""
 
     def run(self) -> int:

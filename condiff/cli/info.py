@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
+from condiff.cli.options import Flag, SomePath
 from condiff.cli.output import note, show_json, tree
 
 
@@ -15,10 +12,10 @@ from condiff.cli.output import note, show_json, tree
 class Info:
     """Tell what a run folder or a .safetensors file holds; without a path, what is installed."""
 
-    path: Annotated[Path | None, tyro.conf.Positional] = None
+    path: SomePath = None
     """A run folder, a checkpoint folder or a .safetensors file."""
 
-    json: bool = False
+    json: Flag = False
     """Print JSON."""
 
     def run(self) -> int:

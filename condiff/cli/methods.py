@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
+from condiff.cli.options import Flag, Slug
 from condiff.cli.output import note, show_json
 from condiff.methods.catalogue import ENTRIES, find
 
@@ -17,7 +16,7 @@ from condiff.methods.catalogue import ENTRIES, find
 class Methods:
     """List the methods: what each is for, and whether its claim was reproduced."""
 
-    json: bool = False
+    json: Flag = False
     """Print a JSON list of objects: slug, title, arxiv, family, summary, verdict."""
 
     def run(self) -> int:
@@ -36,7 +35,7 @@ class Methods:
 class Reproduce:
     """Re-run a paper's claim at a size that fits this machine: baseline, ours, expected, verdict."""
 
-    slug: Annotated[str, tyro.conf.Positional]
+    slug: Slug
     """The method, as `condiff methods` lists it."""
 
     budget: Literal["small", "gpu"] = "small"
@@ -45,7 +44,7 @@ class Reproduce:
     out: Path = Path("runs/reproduce")
     """Folder for <slug>.json and <slug>.png."""
 
-    json: bool = False
+    json: Flag = False
     """Print the outcome as JSON."""
 
     def run(self) -> int:
@@ -64,7 +63,7 @@ class Reproduce:
 class Cite:
     """Print the BibTeX entry of a method."""
 
-    slug: Annotated[str, tyro.conf.Positional]
+    slug: Slug
     """The method, as `condiff methods` lists it."""
 
     def run(self) -> int:

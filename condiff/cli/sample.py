@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
+from condiff.cli.options import Flag, OptionalFloat, OptionalInt, OptionalPath, OptionalText, RunFolder, Several
 from condiff.cli.output import note, show_json
 
 
@@ -15,27 +12,27 @@ from condiff.cli.output import note, show_json
 class Sample:
     """Draw samples from a trained run.
 
-    Examples:
+    Try:
       condiff sample runs/digits
       condiff sample runs/digits --label 3 --num 64 --guidance 2 --steps 12 --out threes.png
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: RunFolder
     """The run folder."""
 
-    num: int | None = None
+    num: OptionalInt = None
     """How many; by default eight of every class."""
 
-    label: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    label: Several = ()
     """Class name or index; repeat for several, taken in turn."""
 
-    solver: str | None = None
+    solver: OptionalText = None
     """Update rule, such as ddim, dpmpp-2m, unipc, euler, heun; the run's own by default."""
 
-    steps: int | None = None
+    steps: OptionalInt = None
     """Solver steps."""
 
-    guidance: float | None = None
+    guidance: OptionalFloat = None
     """Classifier-free scale; 1 is the plain conditional model."""
 
     seed: int = 0
@@ -47,16 +44,16 @@ class Sample:
     weights: str = "ema"
     """"ema", "raw", or the name of an averaged copy."""
 
-    device: str | None = None
+    device: OptionalText = None
     """cpu, cuda, cuda:1, mps."""
 
-    out: Path | None = None
+    out: OptionalPath = None
     """A .png grid, or .npz / .npy arrays; RUN/samples-SEED.png by default."""
 
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace the output file if it is there."""
 
-    json: bool = False
+    json: Flag = False
     """Print where the samples are, and how they were made, as JSON."""
 
     def run(self) -> int:

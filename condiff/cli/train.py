@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
+from condiff.cli.options import Flag, OptionalFloat, OptionalInt, OptionalPath, OptionalText, Several, Source
 from condiff.cli.output import note, show_json, tree
 
 
@@ -15,7 +14,7 @@ from condiff.cli.output import note, show_json, tree
 class Train:
     """Train a conditional model on data, then sample and evaluate it.
 
-    Examples:
+    Try:
       condiff train digits
       condiff train images --data cells/ --size 64
       condiff train arrays --data waves.npz --method edm --steps 5000
@@ -23,55 +22,55 @@ class Train:
       condiff train --resume runs/digits
     """
 
-    source: Annotated[str | None, tyro.conf.Positional] = None
+    source: Source = None
     """Kind of data: digits (bundled), images, pairs, arrays, parquet, hub."""
 
-    data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    data: Several = ()
     """Folder, file or Hub name; twice for pairs (degraded, then clean)."""
 
-    size: int | None = None
+    size: OptionalInt = None
     """Resize and crop images to SIZE x SIZE."""
 
-    labels: str | None = None
+    labels: OptionalText = None
     """Where labels come from: "folders", a CSV of file,label, or a column or key."""
 
-    skip_bad: bool = False
+    skip_bad: Flag = False
     """Leave out files that can't be read instead of stopping at them."""
 
     method: str = "flow-matching"
     """The method, as `condiff methods` lists it."""
 
-    steps: int | None = None
+    steps: OptionalInt = None
     """Training steps."""
 
-    batch: int | None = None
+    batch: OptionalInt = None
     """Samples a step, over all processes."""
 
-    lr: float | None = None
+    lr: OptionalFloat = None
     """Peak learning rate."""
 
-    seed: int | None = None
+    seed: OptionalInt = None
     """Seed of initialisation, data order and noise."""
 
-    guidance: float | None = None
+    guidance: OptionalFloat = None
     """Classifier-free scale when sampling; 1 is none."""
 
-    out: Path | None = None
+    out: OptionalPath = None
     """Run folder (runs/NAME by default); it must not exist yet."""
 
-    config: Path | None = None
+    config: OptionalPath = None
     """YAML or JSON file with any part of the configuration."""
 
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    set: Several = ()
     """KEY=VALUE for any field of the configuration, such as network.width=128."""
 
-    resume: Path | None = None
+    resume: OptionalPath = None
     """Continue this run from its newest valid checkpoint."""
 
-    dry_run: bool = False
+    dry_run: Flag = False
     """Show data and configuration, train nothing."""
 
-    json: bool = False
+    json: Flag = False
     """Print the final metrics as JSON; progress goes to standard error."""
 
     def run(self) -> int:
@@ -84,7 +83,9 @@ class Train:
             return 0
         status = run.train(quiet=self.json)
         if status.stopped:
-            note(f"stopped after step {status.step}; continue with: condiff train --resume {run.folder}", quiet=self.json)
+            note(
+                f"stopped after step {status.step}; continue with: condiff train --resume {run.folder}", quiet=self.json
+            )
             return 143
         metrics = run.finish()
         if self.json:

@@ -69,5 +69,3 @@ def reproduce(budget: str = "small") -> Reproduction:
     )
     series = {f"{metric} at scale {scale:g}": values for (metric, scale), values in scores.items()}
     return lab.outcome("guidance trades diversity for fidelity", comparisons, series=series)
-
-

@@ -110,8 +110,11 @@ class Digits:
         """The figures of ``num`` samples against held-out digits."""
         x = self.draw(model, sampler, seed, num)
         return evaluate(
-            x, self.data.batch(range(len(self.data)))["x"], self.heldout.batch(range(len(self.heldout)))["x"],
-            labels=self.labels(num), classifier=self.judge,
+            x,
+            self.data.batch(range(len(self.data)))["x"],
+            self.heldout.batch(range(len(self.heldout)))["x"],
+            labels=self.labels(num),
+            classifier=self.judge,
         )
 
     def outcome(

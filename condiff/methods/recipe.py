@@ -75,7 +75,9 @@ def embedding_for(kind: str, value: Any, classes: int | None) -> Embedding:
         return Vector(value.shape[-1])
     if kind == "tokens" and value.ndim == 3:
         return Tokens(value.shape[-1])
-    raise BadValue(f"no default embedding for a condition of kind {kind!r} and shape {tuple(value.shape)}; give network=")
+    raise BadValue(
+        f"no default embedding for a condition of kind {kind!r} and shape {tuple(value.shape)}; give network="
+    )
 
 
 def default_network(shape: Sequence[int], conditions: Mapping[str, Embedding]) -> Any:

@@ -77,7 +77,11 @@ def write(
         config: the configuration as text.
         commands: what to type next.
     """
-    parts = [f"<h1>{html.escape(title)}</h1><p class=dim>{html.escape(subtitle)}</p>", "<h2>Results</h2>", _table(metrics)]
+    parts = [
+        f"<h1>{html.escape(title)}</h1><p class=dim>{html.escape(subtitle)}</p>",
+        "<h2>Results</h2>",
+        _table(metrics),
+    ]
     for heading, picture in pictures:
         if picture.exists():
             parts.append(f"<h2>{html.escape(heading)}</h2>{_image(picture, heading)}")

@@ -4,6 +4,7 @@ from condiff.training.batch import Batch, as_batch
 from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Losses, Objective
 from condiff.training.times import Discrete, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
 from condiff.training.weighting import (
+    ELBO,
     P2,
     SNR,
     EDMWeight,
@@ -15,6 +16,7 @@ from condiff.training.weighting import (
 )
 
 __all__ = [
+    "ELBO",
     "L1",
     "L2",
     "P2",

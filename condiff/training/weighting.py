@@ -136,3 +136,14 @@ class Sigmoid(Weighting):
         if not self.per_log_snr:
             return damped * a * s
         return 2.0 * damped * (level.d_noise * a - level.d_data * s)
+
+
+@dataclass(frozen=True)
+class ELBO(Weighting):
+    """``w = -d SNR / dt / 2``: with uniform times the loss is the diffusion part of the variational bound, per
+    dimension and in nats (Kingma 2021, eq. 17). Infinite at t = 0 on most paths: draw times above it.
+    """
+
+    def scaled(self, level: Level) -> Weight:
+        a, s = level.data, level.noise
+        return algebra.divide(a * (a * level.d_noise - s * level.d_data), s)

@@ -1,0 +1,30 @@
+"""Option types with the words that help shows: an option that isn't given has no ``(default: None)`` to puzzle over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def _plain(word: str, **kwargs):
+    return tyro.conf.arg(metavar=word, help_behavior_hint="", **kwargs)
+
+
+OptionalInt = Annotated[int | None, _plain("N")]
+OptionalFloat = Annotated[float | None, _plain("X")]
+OptionalText = Annotated[str | None, _plain("TEXT")]
+OptionalPath = Annotated[Path | None, _plain("PATH")]
+Several = Annotated[
+    tuple[str, ...],
+    _plain(
+        "TEXT",
+    ),
+    tyro.conf.UseAppendAction,
+]
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+Source = Annotated[str | None, tyro.conf.Positional, _plain("SOURCE")]
+RunFolder = Annotated[Path, tyro.conf.Positional, _plain("RUN")]
+Slug = Annotated[str, tyro.conf.Positional, _plain("METHOD")]
+SomePath = Annotated[Path | None, tyro.conf.Positional, _plain("PATH")]
