@@ -40,6 +40,7 @@ class Condition:
         keep: (B,) booleans, False where the entry is absent; None when present for all.
         mask: validity of tokens, or observed positions.
         level: (B,) noise level of a corrupted condition, for networks that are told it.
+        noise: what is added to its embedding (a training-time perturbation), of the embedding's shape.
     """
 
     value: Tensor
@@ -47,6 +48,7 @@ class Condition:
     keep: Tensor | None = None
     mask: Tensor | None = None
     level: Tensor | None = None
+    noise: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -80,7 +82,7 @@ class Condition:
         """``fn`` applied to the value and to all its companions (indexing, moving, repeating)."""
         parts = {
             name: fn(part)
-            for name in ("value", "keep", "mask", "level")
+            for name in ("value", "keep", "mask", "level", "noise")
             if (part := getattr(self, name)) is not None
         }
         return replace(self, **parts)
@@ -179,7 +181,7 @@ def cat(parts: Sequence[Conditions]) -> Conditions:
         fields: dict[str, Any] = {"value": torch.cat([e.value for e in entries])}
         if any(e.keep is not None for e in entries):
             fields["keep"] = torch.cat([e.kept() for e in entries])
-        for companion in ("mask", "level"):
+        for companion in ("mask", "level", "noise"):
             present = [getattr(e, companion) for e in entries]
             if all(p is not None for p in present):
                 fields[companion] = torch.cat(present)
