@@ -1,0 +1,23 @@
+"""Guidance: wraps denoisers and is a denoiser."""
+
+from condiff.guidance.combine import Combine, Term, nested
+from condiff.guidance.compose import Blend, Given, Switch, auto, product
+from condiff.guidance.free import Free
+from condiff.guidance.gradient import Classifier, Energy, gradient
+from condiff.guidance.guided import Guided
+
+__all__ = [
+    "Blend",
+    "Classifier",
+    "Combine",
+    "Energy",
+    "Free",
+    "Given",
+    "Guided",
+    "Switch",
+    "Term",
+    "auto",
+    "gradient",
+    "nested",
+    "product",
+]

@@ -1,0 +1,102 @@
+"""Classifier-free guidance (Ho & Salimans 2022) with what people add to it.
+
+``s = s(x_t | reference) + scale (s(x_t | c) - s(x_t | reference))``. The scale is canonical: 1 is plain
+conditional, 0 the reference alone, and ``w`` of papers that write ``(1 + w) s_c - w s_u`` is ``scale - 1``.
+The reference is the model without its conditions, or with a negative condition. Both are one batched call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condiff.conditions import Conditions, cat
+from condiff.denoiser import Denoises
+from condiff.errors import BadValue
+from condiff.guidance.combine import Term, added
+from condiff.guidance.guided import (
+    Guided,
+    Remembered,
+    Strength,
+    check_interval,
+    check_strength,
+    evaluate,
+    strength,
+    within,
+)
+from condiff.process import Level, Prediction
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Free(Guided):
+    """Classifier-free guidance in one batched call.
+
+    Args:
+        denoiser: a conditional model that was trained with absent conditions as well.
+        scale: number, (B,) per row, (B, F) or (1, F) per frame, or a function of the level.
+        interval: guide for low <= t <= high only (Kynkaanniemi 2024); outside, and wherever the scale is the
+            number 1, the model is called without the reference.
+        rescale: between 0 and 1, how much of the guided output's standard deviation, per sample and in the
+            model's own quantity, is brought back to that of the conditional one (Lin 2023, eq. 15-16).
+        negative: conditions of the reference in place of the caller's of the same names; one row serves all.
+        drop: names that the reference isn't told. By default all droppable ones, and none with ``negative``.
+
+    Raises:
+        BadValue: values out of their range, names that aren't among the conditions, no conditions at all.
+
+    Example:
+        >>> guided = Free(model, scale=2.0, interval=(0.1, 0.8))
+        >>> sample(guided, cond={"label": y}, solver=Euler(), steps=20)
+    """
+
+    denoiser: Denoises
+    scale: Strength
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    negative: Mapping[str, Any] | None = None
+    drop: Sequence[str] | None = None
+    _told: Remembered = field(default_factory=Remembered, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_strength(self.scale, "scale")
+        check_interval(self.interval)
+        if not 0.0 <= self.rescale <= 1.0:
+            raise BadValue(f"rescale must lie in [0, 1], got {self.rescale}")
+        if isinstance(self.drop, str):
+            raise BadValue(f"drop= is a list of names, such as ({self.drop!r},)")
+
+    def predict(self, x_t: Tensor, level: Level, cond: Conditions) -> Prediction:
+        scale = within(strength(self.scale, level, x_t), 1.0, self.interval, level.t)
+        if not isinstance(scale, Tensor) and scale == 1.0:
+            return self.denoiser(x_t, level, cond)
+        pair, joined = self._told(self._pair, cond, x_t.shape[0])
+        if not isinstance(scale, Tensor) and scale == 0.0:
+            return self.denoiser(x_t, level, pair[1])
+        said = evaluate(self.denoiser, x_t, level, pair, joined)
+        out = added(said, [scale, 1.0 - scale], None)
+        return rescaled(out, said[0], self.rescale) if self.rescale else out
+
+    def _pair(self, cond: Conditions, batch: int) -> tuple[list[Conditions], Conditions]:
+        if not cond:
+            raise BadValue("classifier-free guidance needs conditions: give cond=, or scale=1")
+        names = self.drop
+        if names is None:
+            names = () if self.negative is not None else None
+        reference = cond.drop() if names is None else Term(weight=1.0, drop=names).told(cond, batch, {})
+        if self.negative is not None:
+            reference = Term(weight=1.0, replace=self.negative).told(reference, batch, self.kinds)
+        return [cond, reference], cat([cond, reference])
+
+
+def rescaled(guided: Prediction, plain: Prediction, amount: float) -> Prediction:
+    """``amount std(plain) / std(guided) + (1 - amount)`` times the guided output, per sample (Lin 2023)."""
+    kind = next(iter(guided.values))
+    out, reference = guided.to(kind), plain.to(kind)
+    std, wanted = (v.flatten(1).std(1, correction=0) for v in (out, reference))
+    ratio = torch.where(std > 0.0, wanted / torch.where(std > 0.0, std, 1.0), 1.0)
+    factor = (amount * ratio + (1.0 - amount)).reshape(-1, *(1,) * (out.ndim - 1))
+    return guided.set(kind, out * factor)
