@@ -1,5 +1,8 @@
 """Oracles: exact denoisers of known data laws, which stand in for any trained model."""
 
-from condiff.process.oracles.mixture import Mixture, gaussian, mixture
+from condiff.process.oracles.finite import Empirical, empirical
+from condiff.process.oracles.mixtures import Mixture, gaussian, mixture
+from condiff.process.oracles.observation import observed
+from condiff.process.oracles.pairs import Paired, paired
 
-__all__ = ["Mixture", "gaussian", "mixture"]
+__all__ = ["Empirical", "Mixture", "Paired", "empirical", "gaussian", "mixture", "observed", "paired"]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue
+from condiff.errors import BadValue, Degenerate
 from condiff.process.algebra import Weight, match
 
 
@@ -89,14 +89,21 @@ class Components:
         if self.basis is not None and isinstance(a, Tensor) and a.shape[-1] != 1:
             return self._solve_dense(away, a, s)
         var = a * a * self.variances + s * s
-        # A direction without any variance holds nothing to learn: its weight is 0, not 1 / 0.
-        inverse = torch.where(var > 0.0, 1.0 / torch.where(var > 0.0, var, 1.0), 0.0)
+        # Directions without any variance (all components share them) hold nothing to learn: their weight is 0.
+        varies = var > 0.0
+        var = torch.where(varies, var, 1.0)
+        inverse = torch.where(varies, 1.0 / var, 0.0)
         u = inverse * away if self.basis is None else self._out(inverse * self._in(away))
         return u, torch.log(var).sum(-1)
 
     def _solve_dense(self, away: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         var = a[..., :, None] * self.covariances * a[..., None, :] + torch.diag_embed((s * s).expand_as(a))
-        root = torch.linalg.cholesky(var)
+        try:
+            root = torch.linalg.cholesky(var)
+        except torch.linalg.LinAlgError as error:
+            raise Degenerate(
+                "a singular covariance with clean frames: give the data some variance, or noise"
+            ) from error
         u = torch.cholesky_solve(away[..., None], root)[..., 0]
         return u, 2.0 * torch.log(torch.diagonal(root, dim1=-2, dim2=-1)).sum(-1)
 
@@ -109,6 +116,11 @@ def weight_rows(weight: Weight, x: Tensor) -> Weight:
     if weight.ndim <= 1:
         return rows.reshape(-1, 1, 1)
     return rows.expand(x.shape).reshape(x.shape[0], 1, -1)
+
+
+def vanishes(weight: Weight) -> bool:
+    """Whether a coefficient is 0 somewhere."""
+    return bool((weight == 0.0).any()) if isinstance(weight, Tensor) else weight == 0.0
 
 
 def flat(x: Tensor) -> Tensor:
@@ -143,9 +155,10 @@ def make_components(
     if not torch.allclose(covs, covs.mT, rtol=1e-9, atol=1e-12):
         raise BadValue("covs must be symmetric")
     variances, basis = torch.linalg.eigh(covs)
-    if bool((variances < -1e-9 * variances.amax(-1, keepdim=True).clamp_min(1e-300)).any()):
+    zero = 1e-13 * variances.abs().amax(-1, keepdim=True) * dims  # what is below is round-off of a singular matrix
+    if bool((variances < -zero).any()):
         raise BadValue(f"covs must be positive semi-definite; the smallest eigenvalue is {variances.min():.3g}")
-    return Components(rows, variances.clamp_min(0.0), basis), shape
+    return Components(rows, torch.where(variances > zero, variances, 0.0), basis), shape
 
 
 def _variances(stds: Tensor, means: Tensor) -> Tensor:

@@ -52,7 +52,20 @@ def entry_of_kind(cond: Mapping[str, Any] | None, kind: str) -> Any:
     return next((c for c in cond.values() if getattr(c, "kind", None) == kind), None)
 
 
-def label_weights(log_weights: Tensor, labels: Tensor | None, cond: Mapping[str, Any] | None) -> Tensor:
+Label = tuple[Tensor, Tensor]  # classes (B,), keep flags (B,)
+
+
+def read_label(cond: Mapping[str, Any] | None, device: Any = "cpu") -> Label | None:
+    """The entry 'label' as classes (B,) and keep flags (B,), None when there is none."""
+    entry = None if cond is None else cond.get("label")
+    if entry is None:
+        return None
+    y = torch.as_tensor(getattr(entry, "value", entry), device=device).reshape(-1)
+    keep = getattr(entry, "keep", None)
+    return y, torch.ones_like(y, dtype=torch.bool) if keep is None else keep.to(device)
+
+
+def label_weights(log_weights: Tensor, labels: Tensor | None, label: Label | None) -> Tensor:
     """``log p(k | label)`` per row, (B, K), or ``log p(k)`` as (1, K) when there is no label.
 
     Rows whose keep flag is False take the marginal.
@@ -60,16 +73,13 @@ def label_weights(log_weights: Tensor, labels: Tensor | None, cond: Mapping[str,
     Raises:
         BadValue: a label of an oracle without classes, or a class without parts.
     """
-    entry = None if cond is None else cond.get("label")
-    if entry is None:
+    if label is None:
         return log_weights[None]
     if labels is None:
         raise BadValue("the condition 'label' came to an oracle without classes: give labels= when making it")
-    y = torch.as_tensor(getattr(entry, "value", entry), device=log_weights.device).reshape(-1)
+    y, keep = label
     restricted = log_weights + torch.where(labels == y[:, None], 0.0, -torch.inf).double()
     total = restricted.logsumexp(-1, keepdim=True)
-    keep = getattr(entry, "keep", None)
-    keep = torch.ones_like(y, dtype=torch.bool) if keep is None else keep
     lost = keep & torch.isneginf(total[:, 0])
     if bool(lost.any()):
         raise BadValue(

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue, Incompatible
+from condiff.errors import BadValue, Degenerate, Incompatible
 from condiff.process.algebra import combine
 from condiff.process.gaussian import Process
 from condiff.process.level import Level, Time
-from condiff.process.oracles.components import Components, Fit, flat, make_components, weight_rows
+from condiff.process.oracles.components import Components, Fit, flat, make_components, vanishes, weight_rows
 from condiff.process.oracles.labels import (
     as_labels,
     as_log_weights,
@@ -21,6 +21,7 @@ from condiff.process.oracles.labels import (
     entry_of_kind,
     label_weights,
     pick,
+    read_label,
 )
 from condiff.process.prediction import Prediction
 from condiff.random import as_source
@@ -51,18 +52,23 @@ class Mixture:
         """E[x0 | x_t] and E[z | x_t], from which everything else follows, at both ends of time too."""
         level = self.process.at(t)
         fit, log_joint = self._fit(x_t, level, cond)
-        r = responsibilities(log_joint)[..., None]
+        r = log_joint.softmax(-1)[..., None]
         x0, noise = ((r * part).sum(1).reshape(x_t.shape).to(x_t.dtype) for part in (fit.x0, fit.noise))
         return Prediction(x_t, level, {"x0": x0, "noise": noise}, source=self._source(cond))
 
     def log_prob(self, x_t: Tensor, t: Time, cond: Cond = None) -> Tensor:
-        """``log p_t(x_t | label)`` in nats, (B,) float64."""
+        """``log p_t(x_t | label)`` in nats, (B,) float64.
+
+        Raises:
+            Degenerate: at noise = 0 when the data has no density (no variance in some direction).
+        """
+        check_density(self.process.at(t), self.components)
         return self._fit(x_t, self.process.at(t), cond)[1].logsumexp(-1)
 
     def score(self, x_t: Tensor, t: Time, cond: Cond = None) -> Tensor:
         """``grad log p_t(x_t | label)``; exists at t = 0 as well."""
         fit, log_joint = self._fit(x_t, self.process.at(t), cond)
-        r = responsibilities(log_joint)[..., None]
+        r = log_joint.softmax(-1)[..., None]
         return (r * fit.score).sum(1).reshape(x_t.shape).to(x_t.dtype)
 
     def guided_score(self, x_t: Tensor, t: Time, cond: Cond, scale: float) -> Tensor:
@@ -92,7 +98,7 @@ class Mixture:
         """
         level = self.process.at(t)
         fit, log_joint = self._fit(x_t, level, cond)
-        r = responsibilities(log_joint)
+        r = log_joint.softmax(-1)
         a, s = (weight_rows(w, x_t) for w in (level.data, level.noise))
         parts = self.components.to(x_t.device)
         eye = torch.eye(fit.x0.shape[-1], dtype=torch.float64, device=x_t.device)
@@ -105,15 +111,20 @@ class Mixture:
         return torch.einsum("bk,bkde->bde", r, torch.stack(within, -1)) + spread
 
     def moments(self, t: Time = 0.0, cond: Cond = None) -> tuple[Tensor, Tensor]:
-        """Mean (B or 1, *shape) and covariance (B or 1, D, D) of ``x_t``; of the data at t = 0. One time for all."""
+        """Mean (B or 1, *shape) and covariance (B or 1, D, D) of ``x_t``; of the data at t = 0.
+
+        One time for all; with the endpoint held fixed where the process has one.
+        """
         level = self.process.at(t)
-        w = label_weights(self.log_weights, self.labels, cond).exp()
+        source = self._source(cond)
+        w = label_weights(self.log_weights, self.labels, read_label(cond)).exp()
         m = self.components.means
         mean = w @ m
         second = torch.einsum("bk,kde->bde", w, self.components.covariances + m[:, :, None] * m[:, None, :])
         eye = torch.eye(m.shape[-1], dtype=torch.float64)
         cov = level.data**2 * (second - mean[:, :, None] * mean[:, None, :]) + level.noise**2 * eye
-        return (level.data * mean).reshape(-1, *self.shape), cov
+        mean = (level.data * mean).reshape(-1, *self.shape)
+        return (mean if source is None else mean + level.source * source.double()), cov
 
     def sample(self, n: int, rng: Any = None, cond: Cond = None, dtype: torch.dtype | None = None) -> Tensor:
         """n draws of the data, (n, *shape); of the given classes with ``cond``."""
@@ -128,7 +139,7 @@ class Mixture:
 
     def _draw(self, n: int, rng: Any, cond: Cond, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         rng = as_source(rng)
-        index = pick(label_weights(self.log_weights, self.labels, cond), rng.uniform((n,)))
+        index = pick(label_weights(self.log_weights, self.labels, read_label(cond)), rng.uniform((n,)))
         z = rng.normal((n, self.components.means.shape[-1]), torch.float64)
         x = self.components.means[index] + self.components.times_root(z, index)
         return x.reshape(n, *self.shape).to(dtype or torch.get_default_dtype()), index
@@ -137,7 +148,7 @@ class Mixture:
         """The components' say, and ``log p(k, x_t | label)`` (B, K)."""
         check_state(x_t, self.shape)
         labels = None if self.labels is None else self.labels.to(x_t.device)
-        log_w = label_weights(self.log_weights.to(x_t.device), labels, cond)
+        log_w = label_weights(self.log_weights.to(x_t.device), labels, read_label(cond, x_t.device))
         x = flat(x_t)
         if self.process.has_source:
             x = x - weight_rows(level.source, x_t) * flat(self._source(cond))
@@ -153,9 +164,9 @@ class Mixture:
         return f"Mixture({len(self.log_weights)} components{classes}, shape={self.shape}, process={self.process})"
 
 
-def responsibilities(log_joint: Tensor) -> Tensor:
-    """``p(k | x_t)``; 1 for a single component, also where its likelihood is infinite (a point at noise = 0)."""
-    return torch.ones_like(log_joint) if log_joint.shape[-1] == 1 else log_joint.softmax(-1)
+def check_density(level: Level, components: Components) -> None:
+    if vanishes(level.noise) and bool((components.variances == 0.0).any()):
+        raise Degenerate(f"these data have no density at noise(t) = 0, t = {level.t}: no variance in some direction")
 
 
 def check_state(x_t: Tensor, shape: tuple[int, ...]) -> None:
