@@ -54,6 +54,10 @@ class Schedule(ABC):
         """``log(alpha^2 / sigma^2)``, decreasing in t."""
         return 2.0 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
 
+    def sigma_d_sigma(self, t: Tensor) -> Tensor:
+        """``sigma d_sigma``, half the rate of the variance; finite at ``sigma = 0`` where ``d_sigma`` may not be."""
+        return self.sigma(t) * self.d_sigma(t)
+
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
         """The time at which :meth:`log_snr` takes the given value (clipped to [0, 1] beyond the ends)."""
@@ -66,6 +70,17 @@ class Schedule(ABC):
 def _ratio(log_snr: Tensor) -> Tensor:
     """sigma / alpha."""
     return torch.exp(-0.5 * log_snr)
+
+
+def beta_integral(t: Tensor, low: float, high: float) -> Tensor:
+    """``B = int_0^t beta`` of ``beta = low + (high - low) t``."""
+    return low * t + 0.5 * (high - low) * t**2
+
+
+def beta_time(integral: Tensor, low: float, high: float) -> Tensor:
+    """The t with ``beta_integral(t) = integral``, 1 beyond the end; the root is written without cancellation."""
+    integral = integral.clamp(max=0.5 * (low + high))
+    return (2.0 * integral / (low + torch.sqrt(low**2 + 2.0 * (high - low) * integral))).clamp(max=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +98,7 @@ class VPLinear(Schedule):
             raise BadValue(f"VPLinear needs 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
 
     def _integral(self, t: Tensor) -> Tensor:
-        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+        return beta_integral(t, self.beta_min, self.beta_max)
 
     def _beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * t
@@ -98,17 +113,18 @@ class VPLinear(Schedule):
         return -0.5 * self._beta(t) * self.alpha(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        return 0.5 * self._beta(t) * torch.exp(-self._integral(t)) / self.sigma(t)  # inf at t = 0
+        return self.sigma_d_sigma(t) / self.sigma(t)  # inf at t = 0
+
+    def sigma_d_sigma(self, t: Tensor) -> Tensor:
+        return 0.5 * self._beta(t) * torch.exp(-self._integral(t))
 
     def log_snr(self, t: Tensor) -> Tensor:
-        return -torch.log(torch.expm1(self._integral(t)))
+        integral = self._integral(t)
+        return -integral - torch.log(-torch.expm1(-integral))
 
     def time(self, log_snr: Tensor) -> Tensor:
         integral = torch.nn.functional.softplus(-log_snr.double(), threshold=700.0)
-        slope = self.beta_max - self.beta_min
-        # The root of slope/2 t^2 + beta_min t = integral, written without cancellation.
-        root = torch.sqrt(self.beta_min**2 + 2.0 * slope * integral)
-        return (2.0 * integral / (self.beta_min + root)).nan_to_num(posinf=1.0).clamp(0.0, 1.0)
+        return beta_time(integral, self.beta_min, self.beta_max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +141,8 @@ class Cosine(Schedule):
             raise BadValue(f"Cosine needs shift > 0, got {self.shift}")
 
     def _norm(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        c, s = self.shift * torch.cos(0.5 * math.pi * t), torch.sin(0.5 * math.pi * t)
-        # cos(pi/2) is 6e-17 in float64; the end is exact here because later divisions rely on it.
-        c = torch.where(t == 1.0, torch.zeros_like(c), c)
+        # The cosine as a sine of 1 - t: exactly 0 at t = 1 (cos(pi / 2) is 6e-17), and to full precision near it.
+        c, s = self.shift * torch.sin(0.5 * math.pi * (1.0 - t)), torch.sin(0.5 * math.pi * t)
         return c, s, torch.sqrt(c**2 + s**2)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -166,13 +181,17 @@ class Rectified(Schedule):
             raise BadValue(f"Rectified needs shift > 0, got {self.shift}")
 
     def _u(self, t: Tensor) -> Tensor:
-        return t if self.shift == 1.0 else self.shift * t / (1.0 + (self.shift - 1.0) * t)
+        return t if self.shift == 1.0 else self.shift * t / self._norm(t)
+
+    def _norm(self, t: Tensor) -> Tensor:
+        """``1 + (shift - 1) t``, exactly shift at t = 1."""
+        return (1.0 - t) + self.shift * t
 
     def _d_u(self, t: Tensor) -> Tensor:
-        return self.shift / (1.0 + (self.shift - 1.0) * t) ** 2
+        return self.shift / self._norm(t) ** 2
 
     def alpha(self, t: Tensor) -> Tensor:
-        return (1.0 - t) / (1.0 + (self.shift - 1.0) * t)
+        return (1.0 - t) / self._norm(t)
 
     def sigma(self, t: Tensor) -> Tensor:
         return self._u(t)
@@ -185,7 +204,7 @@ class Rectified(Schedule):
 
     def time(self, log_snr: Tensor) -> Tensor:
         u = torch.sigmoid(-0.5 * log_snr.double())
-        return u / (self.shift - (self.shift - 1.0) * u)
+        return (u / (self.shift - (self.shift - 1.0) * u)).clamp(max=1.0)
 
     def model_time(self, t: Tensor) -> Tensor:
         return self._u(t)
