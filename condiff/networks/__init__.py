@@ -6,6 +6,7 @@ from condiff.networks.dit import DiT, DiTConfig
 from condiff.networks.embedding import TimeEmbedding
 from condiff.networks.layout import Layout, layout_of
 from condiff.networks.mlp import MLP, MLPConfig
+from condiff.networks.unet import UNet, UNetConfig
 
 __all__ = [
     "MLP",
@@ -16,6 +17,8 @@ __all__ = [
     "MLPConfig",
     "Network",
     "TimeEmbedding",
+    "UNet",
+    "UNetConfig",
     "layout_of",
     "set_attention",
     "use_attention",

@@ -1,8 +1,9 @@
 """What all networks share: how they are called, walked block by block, and configured.
 
 ``net(x, time, cond)`` is ``start -> every layer -> head``. ``net.blocks(x, time, cond)`` is the same walk as a
-generator: it yields ``(name, hidden)`` after each layer, the caller may look at ``hidden``, change it (``hidden.x = ...``)
-or stop, and ``net.head(hidden)`` turns any of them into an output. Names are module names, which hooks take too.
+generator: it yields ``(name, hidden)`` after each layer, the caller may look at ``hidden``, change it
+(``hidden.x = ...``) or stop, and ``net.head(hidden)`` turns any of them into an output. Names are module names,
+which hooks take too.
 """
 
 from __future__ import annotations
