@@ -2,6 +2,39 @@
 
 from condiff.data.base import Data, Refused, Subset, TensorData
 from condiff.data.digits import digits
+from condiff.data.folders import images, pairs
+from condiff.data.loader import loader, shuffled
+from condiff.data.open import SOURCES, open_data, options
+from condiff.data.picture import Framing
+from condiff.data.pictures import Item, Pictures
+from condiff.data.ranges import Affine, to_model_range
 from condiff.data.split import split, split_indices
+from condiff.data.statistics import Statistics, statistics
+from condiff.data.tables import arrays, hub, parquet
 
-__all__ = ["Data", "Refused", "Subset", "TensorData", "digits", "split", "split_indices"]
+__all__ = [
+    "SOURCES",
+    "Affine",
+    "Data",
+    "Framing",
+    "Item",
+    "Pictures",
+    "Refused",
+    "Statistics",
+    "Subset",
+    "TensorData",
+    "arrays",
+    "digits",
+    "hub",
+    "images",
+    "loader",
+    "open_data",
+    "options",
+    "pairs",
+    "parquet",
+    "shuffled",
+    "split",
+    "split_indices",
+    "statistics",
+    "to_model_range",
+]

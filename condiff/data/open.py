@@ -1,0 +1,56 @@
+"""From the words of a command line to a data set."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from condiff.data.base import Data
+from condiff.data.digits import digits
+from condiff.data.folders import images, pairs
+from condiff.data.tables import arrays, hub, parquet
+from condiff.errors import BadValue, unknown
+
+SOURCES: dict[str, Callable[..., Data]] = {
+    "digits": digits,
+    "images": images,
+    "pairs": pairs,
+    "arrays": arrays,
+    "parquet": parquet,
+    "hub": hub,
+}
+
+
+def options(source: str) -> dict[str, inspect.Parameter]:
+    """The options of a source by name, :class:`condiff.data.Framing`'s included.
+
+    Raises:
+        BadValue: an unknown source, with the nearest names.
+    """
+    if source not in SOURCES:
+        raise unknown("data source", source, SOURCES)
+    own = inspect.signature(SOURCES[source]).parameters
+    framing = {n: p for n, p in inspect.signature(images).parameters.items() if n in FRAMING and n not in own}
+    extra = framing if any(p.kind is p.VAR_KEYWORD for p in own.values()) else {}
+    return {n: p for n, p in own.items() if p.kind is not p.VAR_KEYWORD} | extra
+
+
+FRAMING = ("channels", "crop", "flip", "filter", "background")
+
+
+def open_data(source: str, **given: Any) -> Data:
+    """The data set that a word and options name: ``open_data("images", path="cells/", size=64)``.
+
+    Raises:
+        BadValue: an unknown source or option (with the nearest names), or a missing one.
+        CondiffError: whatever the source itself refuses.
+    """
+    known = options(source)
+    for name in given:
+        if name not in known:
+            raise unknown(f"option of {source}", name, known)
+    missing = [n for n, p in known.items() if p.default is p.empty and n not in given]
+    if missing:
+        raise BadValue(f"data source {source!r} needs {', '.join(missing)}")
+    return SOURCES[source](**given)
