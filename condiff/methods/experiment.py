@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from condiff.conditions import Dropout
-from condiff.conditions.embed import Embedding
+from condiff.conditions.embed import Spec
 from condiff.data import Data, digits
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue
@@ -33,7 +33,7 @@ class Facts:
     """
 
     shape: tuple[int, ...]
-    embeddings: Mapping[str, Embedding] = field(default_factory=dict)
+    embeddings: Mapping[str, Spec] = field(default_factory=dict)
     std: float = 0.5
 
     @classmethod

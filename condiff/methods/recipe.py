@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from condiff.conditions import Label, Tokens, Vector
-from condiff.conditions.embed import Embedding
+from condiff.conditions.embed import Spec
 from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
 from condiff.errors import BadValue
 from condiff.guidance import Free
@@ -63,7 +63,7 @@ class Recipe:
         return denoiser if scale == 1.0 else Free(denoiser, scale=scale)
 
 
-def embedding_for(kind: str, value: Any, classes: int | None) -> Embedding:
+def embedding_for(kind: str, value: Any, classes: int | None) -> Spec:
     """The default embedding of a condition of a kind, sized by an example of it.
 
     Raises:
@@ -80,7 +80,7 @@ def embedding_for(kind: str, value: Any, classes: int | None) -> Embedding:
     )
 
 
-def default_network(shape: Sequence[int], conditions: Mapping[str, Embedding]) -> Any:
+def default_network(shape: Sequence[int], conditions: Mapping[str, Spec]) -> Any:
     """A network for samples of a shape: an MLP for vectors, else a transformer of at most 256 patches.
 
     Raises:

@@ -1,0 +1,89 @@
+"""Overrides of a recipe: files and ``KEY=VALUE`` settings, applied to its configuration, checked when it is rebuilt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from condiff.config import from_config, read_json, to_config
+from condiff.errors import BadFile, BadValue, require_extra, unknown
+
+
+def parse(settings: Sequence[str]) -> dict[str, Any]:
+    """``["network.width=128", "training.ema=[0.9,0.99]"]`` -> dotted keys and values.
+
+    A value is JSON where it can be read as JSON (numbers, lists, true, null, objects), else text.
+
+    Raises:
+        BadValue: a setting without ``=``.
+    """
+    out: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise BadValue(f"a setting is KEY=VALUE, such as network.width=128; got {setting!r}")
+        try:
+            out[key.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            out[key.strip()] = text
+    return out
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A YAML or JSON mapping; nested keys may also be dotted.
+
+    Raises:
+        BadFile: missing, unreadable, or not a mapping.
+    """
+    if path.suffix.lower() == ".json":
+        data = read_json(path)
+    else:
+        yaml = require_extra("yaml", "cli")
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise BadFile(f"no such file: {path}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BadFile(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise BadFile(f"{path} must hold a mapping of configuration keys, got {type(data).__name__}")
+    return flatten(data)
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; a mapping that names a part replaces the part whole."""
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and "part" not in value and value:
+            out.update(flatten(value, name + "."))
+        else:
+            out[name] = value
+    return out
+
+
+def apply(part: Any, overrides: Mapping[str, Any]) -> Any:
+    """The part with some fields of its tree replaced.
+
+    Raises:
+        BadValue: a key that isn't there (with the nearest ones), or a value that the part refuses.
+    """
+    config = to_config(part)
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        node = config
+        for i, name in enumerate(path):
+            if not isinstance(node, dict) or name not in node:
+                raise unknown("setting", key, _keys(node, path[:i]))
+            node = node[name]
+        if not isinstance(node, dict) or last not in node:
+            raise unknown("setting", key, _keys(node, path))
+        node[last] = value
+    return from_config(config)
+
+
+def _keys(node: Any, path: Sequence[str]) -> list[str]:
+    names = [k for k in node if k != "part"] if isinstance(node, dict) else []
+    return [".".join([*path, name]) for name in names]
