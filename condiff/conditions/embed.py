@@ -246,8 +246,7 @@ class _LabelEmbedding(nn.Module):
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
         self.classes = classes
-        self.table = nn.Embedding(classes + 1, width)
-        nn.init.normal_(self.table.weight, std=_INIT)
+        self.table = nn.Embedding(classes + 1, width)  # N(0, 1): tables that start near 0 learn classes far later
 
     def forward(self, entry: Condition | None, batch: int) -> Tensor:
         if entry is None:
