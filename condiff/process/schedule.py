@@ -83,6 +83,19 @@ def beta_time(integral: Tensor, low: float, high: float) -> Tensor:
     return (2.0 * integral / (low + torch.sqrt(low**2 + 2.0 * (high - low) * integral))).clamp(max=1.0)
 
 
+def bisect(schedule: Schedule, log_snr: Tensor) -> Tensor:
+    """The inverse of a strictly falling log-SNR on [0, 1] by bisection to the last bit; clipped beyond the ends."""
+    low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        above = schedule.log_snr(middle) > log_snr
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=log_snr.device)
+    first, last = schedule.log_snr(ends)
+    out = torch.where(log_snr >= first, 0.0, torch.where(log_snr <= last, 1.0, high))
+    return torch.where(torch.isnan(log_snr), log_snr, out)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VPLinear(Schedule):
     """Variance preserving with ``beta(t) = beta_min + t (beta_max - beta_min)`` (Ho 2020; Song 2021, eq. 33).

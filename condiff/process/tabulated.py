@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadValue
-from condiff.process.schedule import Schedule
+from condiff.process.schedule import Schedule, bisect
 
 
 def monotone_slopes(times: Tensor, values: Tensor) -> Tensor:
@@ -139,19 +139,6 @@ class Tabulated(Schedule):
 
     def time(self, log_snr: Tensor) -> Tensor:
         return bisect(self, log_snr.double())
-
-
-def bisect(schedule: Schedule, log_snr: Tensor) -> Tensor:
-    """The inverse of a strictly falling log-SNR on [0, 1] by bisection to the last bit; clipped beyond the ends."""
-    low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        above = schedule.log_snr(middle) > log_snr
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=log_snr.device)
-    first, last = schedule.log_snr(ends)
-    out = torch.where(log_snr >= first, 0.0, torch.where(log_snr <= last, 1.0, high))
-    return torch.where(torch.isnan(log_snr), log_snr, out)
 
 
 def _curve(times: Tensor, values: Sequence[float], slopes: Sequence[float] | None) -> _Curve:

@@ -1,0 +1,306 @@
+"""Processes with an endpoint: ``x_t = data(t) x0 + source(t) y + noise(t) z`` with a given ``y``.
+
+Bridges and interpolants lead from data at t = 0 to ``y`` at t = 1; the residual process (RDDM) to ``y`` plus noise.
+Papers with the other direction of time are converted here: a stochastic interpolant's target is our data.
+
+Where the noise vanishes at both ends, ``d_noise`` may be infinite there (a Brownian bridge); ``noise_d_noise``, the
+``gamma gamma'`` of interpolants, is finite everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condiff.errors import BadValue, Incompatible, unknown
+from condiff.process.algebra import Weight
+from condiff.process.gaussian import Curves, Process, evaluate
+from condiff.process.level import Level
+from condiff.process.noise import NoiseLaw, Normal
+from condiff.process.schedule import Schedule, bisect
+
+Curve = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # a curve and its derivative
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint(Process):
+    """The general process with an endpoint, from three curves, each with its derivative.
+
+    It has the kernels of a Markov process given y (``ratio = data_t / data_s``) where they exist. Functions can't be
+    stored in a configuration; :class:`Bridge`, :class:`Interpolant` and :class:`Residual` can.
+
+    Example:
+        >>> line = Endpoint(data=(lambda t: 1 - t, lambda t: -torch.ones_like(t)),
+        ...                 source=(lambda t: t, torch.ones_like), noise=(lambda t: 0.1 * t, lambda t: 0.1 + 0 * t))
+        >>> line.at(0.25).source
+        0.25
+    """
+
+    data: Curve
+    source: Curve
+    noise: Curve
+    noise_law: NoiseLaw = field(default_factory=Normal)
+
+    @property
+    def has_source(self) -> bool:
+        return True
+
+    def curves(self, t: Tensor) -> Curves:
+        values, slopes = zip(*((f(t), d(t)) for f, d in (self.data, self.source, self.noise)), strict=True)
+        return (*values, *slopes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bridge(Process):
+    """The Brownian bridge from data to y (BBDM, Li 2023): ``x_t = (1 - t) x0 + t y + sqrt(variance t (1 - t)) z``.
+
+    Its kernels are those of Brownian motion of the given variance per unit of time, pinned at y.
+    """
+
+    variance: float = 1.0
+    noise_law: NoiseLaw = field(default_factory=Normal)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.variance < math.inf:
+            raise BadValue(f"Bridge needs variance > 0, got {self.variance}; without noise it is Interpolant('linear')")
+
+    @property
+    def has_source(self) -> bool:
+        return True
+
+    def curves(self, t: Tensor) -> Curves:
+        gamma, one = torch.sqrt(self.variance * t * (1.0 - t)), torch.ones_like(t)
+        return 1.0 - t, t, gamma, -one, one, self._half_rate(t) / gamma
+
+    def _half_rate(self, t: Tensor) -> Tensor:
+        return 0.5 * self.variance * (1.0 - 2.0 * t)
+
+    def noise_d_noise(self, level: Level) -> Weight:
+        return evaluate(self._half_rate, level.t)
+
+    def diffusion2(self, level: Level) -> Weight:
+        self._refuse_other_noise("an SDE")
+        return evaluate(lambda t: torch.full_like(t, self.variance), level.t)
+
+
+# Stochastic interpolants
+
+
+def _sin_pi(t: Tensor) -> Tensor:
+    """``sin(pi t)``, exactly 0 at both ends."""
+    return torch.sin(math.pi * torch.minimum(t, 1.0 - t))
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """The noise of an interpolant: ``gamma``, its derivative and ``gamma gamma'``, for a scale of 1."""
+
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    half_rate: Callable[[Tensor], Tensor]
+    top: float  # its largest value, at t = 1/2
+
+
+GAMMAS = {
+    "brownian": Gamma(
+        lambda t: torch.sqrt(t * (1.0 - t)),
+        lambda t: (0.5 - t) / torch.sqrt(t * (1.0 - t)),  # infinite at both ends
+        lambda t: 0.5 - t,
+        0.5,
+    ),
+    "zero": Gamma(torch.zeros_like, torch.zeros_like, torch.zeros_like, 0.0),
+    "bsquared": Gamma(
+        lambda t: t * (1.0 - t), lambda t: 1.0 - 2.0 * t, lambda t: t * (1.0 - t) * (1.0 - 2.0 * t), 0.25
+    ),
+    "sinesquared": Gamma(
+        lambda t: _sin_pi(t) ** 2,
+        lambda t: 2.0 * math.pi * _sin_pi(t) * torch.cos(math.pi * t),
+        lambda t: 2.0 * math.pi * _sin_pi(t) ** 3 * torch.cos(math.pi * t),
+        1.0,
+    ),
+}
+PATHS = ("linear", "trig", "encdec", "mirror")
+
+
+@dataclass(frozen=True)
+class Interpolant(Process):
+    """A stochastic interpolant (Albergo 2023) between data at t = 0 and y at t = 1.
+
+    With tau = 1 - t the time of the paper, its target is x0 and its base is y:
+
+    * ``"linear"``: ``(1 - t) x0 + t y``;
+    * ``"trig"``: ``sqrt(1 - gamma^2) (cos(pi t / 2) x0 + sin(pi t / 2) y)``, variance preserving with the noise;
+    * ``"encdec"``: ``cos(pi t)^2`` on x0 until t = 1/2, on y from there on; pure noise in the middle;
+    * ``"mirror"``: ``x0`` alone, which comes back at t = 1; no endpoint.
+
+    and ``gamma z`` on top, ``gamma`` = scale times ``"brownian"`` ``sqrt(t (1 - t))``, ``"bsquared"`` ``t (1 - t)``,
+    ``"sinesquared"`` ``sin(pi t)^2`` or ``"zero"``. One-sided interpolants are ``Gaussian(Rectified())`` and
+    ``Gaussian(Cosine())``.
+
+    With ``{"velocity", "noise"}`` predicted (the paper's b and eta) everything else follows without knowing y.
+    """
+
+    path: str = "linear"
+    gamma: str = "brownian"
+    scale: float = 1.0
+    noise_law: NoiseLaw = field(default_factory=Normal)
+
+    def __post_init__(self) -> None:
+        if self.path not in PATHS:
+            raise unknown("interpolant path", self.path, PATHS)
+        if self.gamma not in GAMMAS:
+            raise unknown("gamma", self.gamma, GAMMAS)
+        if not 0.0 < self.scale < math.inf:
+            raise BadValue(f"Interpolant needs scale > 0, got {self.scale}; for no noise gamma='zero'")
+        if self.path == "trig" and self.scale * GAMMAS[self.gamma].top >= 1.0:
+            raise BadValue(f"path 'trig' needs gamma < 1, but scale * {self.gamma} reaches {self.scale} at t = 1/2")
+        if self.path in ("encdec", "mirror") and self.gamma == "zero":
+            raise BadValue(f"path {self.path!r} needs noise in the middle, gamma='zero' has none")
+
+    @property
+    def has_source(self) -> bool:
+        return self.path != "mirror"
+
+    def curves(self, t: Tensor) -> Curves:
+        noise, d_noise = self.scale * GAMMAS[self.gamma].value(t), self.scale * GAMMAS[self.gamma].slope(t)
+        data, d_data = self._half(t, noise, first=True)
+        source, d_back = self._half(1.0 - t, noise, first=False)
+        return data, source, noise, d_data, -d_back, d_noise
+
+    def _half(self, t: Tensor, noise: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:
+        """A coefficient that starts at 1, at the distance t from its own end, and its derivative in t."""
+        if self.path == "linear":
+            return 1.0 - t, -torch.ones_like(t)
+        if self.path == "mirror":
+            return (torch.ones_like(t) if first else torch.zeros_like(t)), torch.zeros_like(t)
+        if self.path == "encdec":
+            on = (t < 0.5) if first else (t <= 0.5)
+            cosine = torch.where(on, torch.sin(math.pi * (0.5 - t)), 0.0)  # cos(pi t), exactly 0 at 1/2
+            return cosine**2, -2.0 * math.pi * cosine * torch.sin(math.pi * t)
+        root = torch.sqrt(1.0 - noise * noise)
+        cosine, sine = torch.sin(0.5 * math.pi * (1.0 - t)), torch.sin(0.5 * math.pi * t)
+        # All gammas are symmetric, so that gamma gamma' at distance t from either end is that of the curve at t.
+        rate = self._half_rate(t) / root
+        return root * cosine, -0.5 * math.pi * root * sine - rate * cosine
+
+    def _half_rate(self, t: Tensor) -> Tensor:
+        return self.scale**2 * GAMMAS[self.gamma].half_rate(t)
+
+    def noise_d_noise(self, level: Level) -> Weight:
+        return evaluate(self._half_rate, level.t)
+
+    def prior(self) -> Any:
+        if self.path == "mirror":
+            raise Incompatible(f"{self} starts from data: give initial=, or start at a grid time with noise")
+        return super().prior()
+
+
+# Residual denoising
+
+
+def _ramp(kind: str, t: Tensor, e: float) -> tuple[Tensor, Tensor]:
+    """Sum of RDDM's linear weights up to t and its derivative; e = 1 / steps."""
+    if kind == "increased":
+        return t * (t + e) / (1.0 + e), (2.0 * t + e) / (1.0 + e)
+    if kind == "decreased":
+        return t * (2.0 - t + e) / (1.0 + e), (2.0 - 2.0 * t + e) / (1.0 + e)
+    return t, torch.ones_like(t)
+
+
+RAMPS = ("decreased", "increased", "average")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramps(Schedule):
+    """RDDM's two clocks (Liu 2023): ``alpha = 1 - A`` and ``sigma = B``, with A and ``B^2 / variance`` going 0 to 1.
+
+    In steps whose sizes fall linearly (``"decreased"``), rise (``"increased"``) or are equal (``"average"``). With
+    ``steps=T`` the values at ``t = i / T`` are the paper's sums of ``2 (T - i + 1) / (T (T + 1))`` and of
+    ``2 i / (T (T + 1))``, and between them the same polynomials; ``steps=None`` is their limit ``2 t - t^2``, ``t^2``.
+    """
+
+    residual: str = "decreased"
+    noise: str = "increased"
+    variance: float = 1.0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in (self.residual, self.noise):
+            if name not in RAMPS:
+                raise unknown("ramp", name, RAMPS)
+        if not 0.0 < self.variance < math.inf:
+            raise BadValue(f"Ramps needs variance > 0, got {self.variance}")
+        if self.steps is not None and self.steps < 1:
+            raise BadValue(f"Ramps needs steps >= 1, got {self.steps}")
+
+    @property
+    def _e(self) -> float:
+        return 0.0 if self.steps is None else 1.0 / self.steps
+
+    def alpha(self, t: Tensor) -> Tensor:
+        # 1 - A is the opposite ramp, run back from t = 1.
+        opposite = {"decreased": "increased", "increased": "decreased"}.get(self.residual, self.residual)
+        return _ramp(opposite, 1.0 - t, self._e)[0]
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -_ramp(self.residual, t, self._e)[1]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        if self.noise == "increased" and self.steps is None:
+            return math.sqrt(self.variance) * t
+        return torch.sqrt(self.variance * _ramp(self.noise, t, self._e)[0])
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        if self.noise == "increased" and self.steps is None:
+            return math.sqrt(self.variance) * torch.ones_like(t)
+        return self.sigma_d_sigma(t) / self.sigma(t)  # inf at t = 0
+
+    def sigma_d_sigma(self, t: Tensor) -> Tensor:
+        return 0.5 * self.variance * _ramp(self.noise, t, self._e)[1]
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return bisect(self, log_snr.double())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residual(Process):
+    """Residual denoising diffusion (RDDM, Liu 2023): ``x_t = x0 + A (y - x0) + B z``, ``A = 1 - alpha``, ``B = sigma``.
+
+    Its chain adds residual and noise, ``x_t = x_s + (A_t - A_s) (y - x0) + sqrt(B_t^2 - B_s^2) z``: the kernel keeps
+    all of ``x_s`` (ratio 1), so the posterior's variance is ``(B_t^2 - B_s^2) B_s^2 / B_t^2``. The paper's eta
+    multiplies that variance, ours (:class:`~condiff.sampling.DDIM`) the standard deviation: ours is its square root.
+
+    Any schedule serves; a DDPM's with y = 0 gives the paper's reading of DDIM.
+    """
+
+    schedule: Schedule = field(default_factory=Ramps)
+    noise_law: NoiseLaw = field(default_factory=Normal)
+
+    @property
+    def has_source(self) -> bool:
+        return True
+
+    def curves(self, t: Tensor) -> Curves:
+        s = self.schedule
+        alpha, d_alpha = s.alpha(t), s.d_alpha(t)
+        return alpha, 1.0 - alpha, s.sigma(t), d_alpha, -d_alpha, s.d_sigma(t)
+
+    def model_time(self, t: Tensor) -> Tensor:
+        return self.schedule.model_time(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.schedule.time(log_snr)
+
+    def ratio(self, s: Level, t: Level) -> Weight:
+        return 1.0
+
+    def drift(self, level: Level) -> Weight:
+        return 0.0
+
+    def noise_d_noise(self, level: Level) -> Weight:
+        return evaluate(self.schedule.sigma_d_sigma, level.t)
