@@ -139,12 +139,11 @@ class Pictures(Data):
             if self._budget < 0:
                 return
             self._kept.update({(view, i): a for view, a in arrays.items()})
-        if self.framing.crop != "random":
+        if self.framing.crop != "random" and len({a.dtype for a in self._kept.values()}) == 1:
+            wide = np.uint8 if self._kept["x", 0].dtype == np.uint8 else np.int32  # torch has no arithmetic on uint16
             for view in self.views:
                 rows = [self._kept.pop((view, i)) for i in range(len(self))]
-                self._whole[view] = torch.from_numpy(
-                    np.stack([r if r.dtype == np.uint8 else r.astype(np.int32) for r in rows])
-                )
+                self._whole[view] = torch.from_numpy(np.stack(rows).astype(wide))
 
     # Reading
 

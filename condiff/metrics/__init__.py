@@ -1,5 +1,61 @@
-"""Metrics in float64, with explicit randomness."""
+"""Metrics: float64, explicit randomness, in blocks that fit into memory, on the device of their arguments.
+
+Distances between distributions are our own short code rather than torchmetrics': its Fréchet and kernel distances need
+torch-fidelity and through it torchvision, it accumulates in float32, and none of it covers density, coverage,
+energy or memorisation. The tests hold PSNR, SSIM and CRPS equal to torchmetrics where it has them.
+"""
 
 from condiff.metrics.digit_classifier import DigitClassifier, digit_classifier
+from condiff.metrics.discrepancy import (
+    RBF,
+    Kernel,
+    Polynomial,
+    energy_distance,
+    kernel_distance,
+    mmd2,
+    sliced_wasserstein,
+    wasserstein_1d,
+)
+from condiff.metrics.evaluate import class_accuracy, evaluate
+from condiff.metrics.features import Classifies, Features, ImageFeatures, Pixels, inception
+from condiff.metrics.forecast import crps, crps_quantiles, pinball
+from condiff.metrics.frechet import frechet, frechet_gaussian
+from condiff.metrics.images import psnr, ssim
+from condiff.metrics.likelihood import Elbo, bits_per_dim, elbo, nats_per_sample
+from condiff.metrics.neighbours import Manifold, Memorisation, memorisation, nearest_rows, precision_recall
 
-__all__ = ["DigitClassifier", "digit_classifier"]
+__all__ = [
+    "RBF",
+    "Classifies",
+    "DigitClassifier",
+    "Elbo",
+    "Features",
+    "ImageFeatures",
+    "Kernel",
+    "Manifold",
+    "Memorisation",
+    "Pixels",
+    "Polynomial",
+    "bits_per_dim",
+    "class_accuracy",
+    "crps",
+    "crps_quantiles",
+    "digit_classifier",
+    "elbo",
+    "energy_distance",
+    "evaluate",
+    "frechet",
+    "frechet_gaussian",
+    "inception",
+    "kernel_distance",
+    "memorisation",
+    "mmd2",
+    "nats_per_sample",
+    "nearest_rows",
+    "pinball",
+    "precision_recall",
+    "psnr",
+    "sliced_wasserstein",
+    "ssim",
+    "wasserstein_1d",
+]

@@ -61,7 +61,7 @@ class DigitClassifier:
         """Class probabilities of the network."""
         return self.network.to(x.device, torch.float64)(self._check(x).double()).softmax(dim=1)
 
-    def predict(self, x: Float[Tensor, "batch 1 8 8"]) -> Int[Tensor, "batch"]:
+    def predict(self, x: Float[Tensor, "batch 1 8 8"]) -> Int[Tensor, " batch"]:
         """Classes according to the support vector machine."""
         pixels = self._check(x).detach().double().cpu().flatten(1).numpy()
         return torch.from_numpy(_support_vector_machine().predict(pixels)).to(x.device)

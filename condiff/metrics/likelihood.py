@@ -1,0 +1,140 @@
+"""Variational bounds on the likelihood of a Gaussian diffusion, and units of likelihood.
+
+For times ``t_0 < t_1 < ... < t_T`` (Ho 2020, eq. 5; Kingma 2021, eq. 11-14), with ``s = t_{i-1}``, ``t = t_i``::
+
+    log p(x) >= - KL(q(x_T | x) || p(x_T))                        prior
+                - sum_i E KL(q(x_s | x_t, x) || p(x_s | x_t))     steps
+                + E log p(x | x_{t_0})                            reconstruction
+
+``p(x_s | x_t) = q(x_s | x_t, x0_hat(x_t))`` is the ancestral sampler, so that each KL is exactly
+``(SNR_s - SNR_t) |x - x0_hat|^2 / 2``. The expectations take one draw of x_t each: the result is an unbiased
+estimate of a **lower bound**.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from condiff.errors import BadValue, Incompatible
+from condiff.random import as_source
+from condiff.typing import Float
+
+
+class Elbo(NamedTuple):
+    """Terms of the bound in nats, each per sample: ``total = reconstruction - steps.sum(0) - prior``.
+
+    ``total`` (B,) estimates a lower bound on log p(x): of a density, or with ``bins`` of a probability.
+    """
+
+    total: Tensor
+    prior: Tensor
+    steps: Tensor
+    reconstruction: Tensor
+
+    kind = "lower bound"
+
+
+def _squared(x: Tensor) -> Tensor:
+    return x.double().square().flatten(1).sum(dim=1)
+
+
+def _snr(level: Any) -> float:
+    return (level.data / level.noise) ** 2
+
+
+def elbo(
+    denoiser: Any,
+    x: Float[Tensor, batch * shape],
+    times: Tensor,
+    rng: Any = None,
+    cond: Any = None,
+    bins: int | None = None,
+) -> Elbo:
+    """The bound of the ancestral sampler with posterior variance on the given times.
+
+    Args:
+        denoiser: anything with the Denoiser interface on a Gaussian process without endpoint.
+        x: samples.
+        times: increasing in (0, 1], at least two; noise(t_0) > 0 is the width of the last Gaussian.
+        rng: of the draws of x_t.
+        cond: conditions.
+        bins: x holds that many levels, evenly spaced from -1 to 1, and the bound is on their probability
+            (Ho 2020, eq. 13); None: a bound on the density, through ``N(x; x0_hat, (noise / data)^2)`` at t_0.
+
+    Raises:
+        BadValue: times that don't increase or touch 0; with ``bins``, values off the levels.
+        Incompatible: an endpoint, or noise that isn't Gaussian.
+    """
+    process = denoiser.process
+    if process.has_source or not process.noise_law.gaussian:
+        raise Incompatible(f"the bound of elbo() is for Gaussian noise without an endpoint, not for {process}")
+    times = torch.as_tensor(times, dtype=torch.float64)
+    if times.ndim != 1 or len(times) < 2 or not (times.diff() > 0).all():
+        raise BadValue(f"elbo needs at least two increasing times, got {times.tolist()}")
+    levels, source = process.levels(times), as_source(rng)
+    if levels[0].noise <= 0.0 or levels[0].data <= 0.0:
+        raise BadValue(f"the first time must have noise > 0 and data > 0 (t = {levels[0].t}): start above 0")
+
+    def denoised(level: Any) -> Tensor:
+        noise = process.noise_law.sample(source, x.shape, x.dtype, x.device)
+        return denoiser(process.forward(x, level, noise=noise).x_t, level, cond).x0
+
+    prior = 0.5 * _snr(levels[-1]) * _squared(x)  # both have the standard deviation noise(t_T)
+    steps = [0.5 * (_snr(s) - _snr(t)) * _squared(x - denoised(t)) for s, t in pairwise(levels)]
+    std = levels[0].noise / levels[0].data
+    mean = denoised(levels[0])
+    reconstruction = _log_density(x, mean, std) if bins is None else _log_probability(x, mean, std, bins)
+    stacked = torch.stack(steps)
+    return Elbo(reconstruction - stacked.sum(dim=0) - prior, prior, stacked, reconstruction)
+
+
+def _log_density(x: Tensor, mean: Tensor, std: float) -> Tensor:
+    dims = x[0].numel()
+    return -0.5 * _squared(x - mean) / std**2 - dims * (math.log(std) + 0.5 * math.log(2 * math.pi))
+
+
+def _log_probability(x: Tensor, mean: Tensor, std: float, bins: int) -> Tensor:
+    """log of the Gaussian's mass in the cell of each value; the first and last cell reach to infinity."""
+    if bins < 2:
+        raise BadValue(f"bins must be at least 2, got {bins}")
+    width = 2.0 / (bins - 1)
+    cell = (x.double() + 1.0) / width
+    index = cell.round()
+    if float((cell - index).abs().max()) > 1e-3 or float(index.min()) < 0 or float(index.max()) > bins - 1:
+        raise BadValue(
+            f"x must hold the {bins} levels -1, {-1 + width:.4g}, ..., 1; it runs {x.min():g} to {x.max():g}"
+        )
+    centre = index * width - 1.0 - mean.double()
+    upper = torch.where(index == bins - 1, torch.inf, (centre + width / 2) / std)
+    lower = torch.where(index == 0, -torch.inf, (centre - width / 2) / std)
+    # In the upper tail both are near 1: mirror, so that the difference keeps its digits.
+    mirror = lower > 0
+    low, high = torch.where(mirror, -upper, lower), torch.where(mirror, -lower, upper)
+    top, bottom = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
+    return (top + torch.log(-torch.expm1(bottom - top))).flatten(1).sum(dim=1)
+
+
+def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Tensor:
+    """Log-likelihoods in nats per sample -> bits per dimension (lower is better).
+
+    Args:
+        nats: log p(x) or a bound on it.
+        dims: numbers in a sample.
+        bin_width: of uniformly dequantised levels, such as 2 / 256 for bytes in [-1, 1], when ``nats`` is a
+            log-density: the density over a cell becomes its probability. None for probabilities.
+    """
+    if dims < 1 or (bin_width is not None and not bin_width > 0):
+        raise BadValue(f"bits_per_dim needs dims >= 1 and bin_width > 0, got {dims} and {bin_width}")
+    bits = -torch.as_tensor(nats, dtype=torch.float64) / (dims * math.log(2.0))
+    return bits if bin_width is None else bits - math.log2(bin_width)
+
+
+def nats_per_sample(bits: Tensor, dims: int, bin_width: float | None = None) -> Tensor:
+    """The inverse of :func:`bits_per_dim`."""
+    bits = torch.as_tensor(bits, dtype=torch.float64)
+    return -(bits if bin_width is None else bits + math.log2(bin_width)) * dims * math.log(2.0)
