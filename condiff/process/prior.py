@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue
+from condiff.errors import BadValue, Incompatible
 from condiff.process import algebra
 from condiff.process.algebra import combine
 from condiff.process.level import Level
@@ -32,6 +33,14 @@ class Prior(ABC):
         device: Any = "cpu",
     ) -> Tensor:
         """``x`` at ``level``, of the given shape (B, ...)."""
+
+    def log_prob(self, x: Tensor, level: Level, source: Tensor | None = None) -> Tensor:
+        """log-density of the initial state in nats, (B,) float64.
+
+        Raises:
+            Incompatible: when it isn't known.
+        """
+        raise Incompatible(f"{self} has no log-density, which a likelihood needs; use Moments()")
 
 
 @dataclass(frozen=True)
@@ -61,3 +70,19 @@ class Moments(Prior):
                 raise BadValue(f"{level.process} starts from an endpoint: give a condition of kind 'endpoint', {shape}")
             terms.append((level.source, source.to(dtype=dtype, device=device)))
         return combine(*terms)
+
+    def log_prob(self, x: Tensor, level: Level, source: Tensor | None = None) -> Tensor:
+        """log-density of the initial state in nats, (B,) float64.
+
+        Raises:
+            Incompatible: noise that isn't Gaussian, or none at this level.
+        """
+        if not level.process.noise_law.gaussian or level.noise == 0.0:
+            raise Incompatible(f"{level.process} has no Gaussian density at t = {level.t}")
+        mean = torch.as_tensor(self.mean, dtype=torch.float64, device=x.device).expand(x.shape)
+        away = x.double() - level.data * mean
+        if level.process.has_source and source is not None:
+            away = away - level.source * source.double()
+        var = level.data**2 * self.var + level.noise**2
+        dims = away[0].numel()
+        return -0.5 * (away.flatten(1).square().sum(1) / var + dims * math.log(2.0 * math.pi * var))

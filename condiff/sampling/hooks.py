@@ -1,0 +1,150 @@
+"""Hooks: what may be done inside a step, at the places that :class:`~condiff.sampling.loop.Hook` names.
+
+Several hooks act in the order in which they are given. What a hook does to a prediction happens after guidance, since
+a guided denoiser is one denoiser: x0 is clipped once, not in each branch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condiff.errors import BadValue
+from condiff.process.algebra import Weight, scale
+from condiff.process.level import Level
+from condiff.process.prediction import Prediction
+from condiff.sampling.loop import Hook, Run, Step
+
+
+@dataclass(frozen=True)
+class ClipX0(Hook):
+    """x0 clipped to ``[low, high]``; the noise follows from x_t and the clipped x0."""
+
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise BadValue(f"ClipX0 needs low < high, got {self.low} and {self.high}")
+
+    def prediction(self, prediction: Prediction, run: Run) -> Prediction:
+        return prediction.set("x0", prediction.x0.clamp(self.low, self.high))
+
+
+@dataclass(frozen=True)
+class DynamicThreshold(Hook):
+    """Dynamic thresholding (Saharia 2022, sec. 2.3): per sample, with ``s = max(quantile(|x0|), bound)``,
+
+    ``x0 -> bound clip(x0, -s, s) / s``. Samples that stay within the bound are left alone.
+    """
+
+    quantile: float = 0.995
+    bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.quantile <= 1.0 and self.bound > 0.0):
+            raise BadValue(f"needs 0 < quantile <= 1 and bound > 0, got {self.quantile} and {self.bound}")
+
+    def prediction(self, prediction: Prediction, run: Run) -> Prediction:
+        x0 = prediction.x0
+        s = row_quantile(x0.abs().flatten(1), self.quantile).clamp_min(self.bound)
+        s = s.reshape(-1, *(1,) * (x0.ndim - 1))
+        return prediction.set("x0", torch.minimum(torch.maximum(x0, -s), s) * (self.bound / s))
+
+
+def row_quantile(x: Tensor, q: float) -> Tensor:
+    """The q-quantile of each row, linearly interpolated; of any length (torch.quantile stops at 16 M numbers)."""
+    place = q * (x.shape[1] - 1)
+    low, high = math.floor(place), math.ceil(place)
+    below = x.kthvalue(low + 1, dim=1).values
+    return below if low == high else below.lerp(x.kthvalue(high + 1, dim=1).values, place - low)
+
+
+@dataclass(frozen=True, eq=False)
+class X0Replace(Hook):
+    """x0 replaced by ``fn(x0, run)``: projections onto an observation, harmonised colours, a decoded and re-encoded
+    image. ``run.t``, ``run.s``, ``run.index`` and ``run.cond`` say where the step is.
+
+    Raises:
+        BadValue: when the replacement has another shape.
+
+    Example:
+        >>> X0Replace(lambda x0, run: x0 - H.T @ (H @ x0 - y))
+    """
+
+    fn: Callable[[Tensor, Run], Tensor]
+
+    def prediction(self, prediction: Prediction, run: Run) -> Prediction:
+        return prediction.set("x0", self.fn(prediction.x0, run))
+
+
+@dataclass(frozen=True, eq=False)
+class Displace(Hook):
+    """The state displaced at the start of each step: ``x_t + fn(x_t, run)``."""
+
+    fn: Callable[[Tensor, Run], Tensor]
+
+    def before(self, x: Tensor, run: Run) -> Tensor:
+        delta = self.fn(x, run)
+        if delta.shape != x.shape:
+            raise BadValue(f"a displacement of shape {tuple(delta.shape)} must have the state's, {tuple(x.shape)}")
+        return x + delta
+
+
+@dataclass(frozen=True, eq=False)
+class MeanShift(Hook):
+    """Guidance of the posterior mean (Dhariwal & Nichol 2021, alg. 1): ``mean + scale (std^2 + extra) grad``.
+
+    Args:
+        grad: ``grad(u, level, cond)``, the gradient of a per-sample log-density, such as
+            ``condiff.guidance.gradient(log_prob)``.
+        scale: strength.
+        at: where the gradient is taken: ``"x_t"``, or ``"mean"`` (told the level of x_t).
+        extra: variance added to that of the step, a function of the run; steps without noise (ODE solvers, the
+            last step) are guided by nothing else.
+    """
+
+    grad: Callable[[Tensor, Level, Any], Tensor]
+    scale: float = 1.0
+    at: str = "x_t"
+    extra: Callable[[Run], Weight] | None = None
+
+    def __post_init__(self) -> None:
+        if self.at not in ("x_t", "mean"):
+            raise BadValue(f"at must be 'x_t' or 'mean', got {self.at!r}")
+        if not math.isfinite(self.scale):
+            raise BadValue(f"scale must be finite, got {self.scale}")
+
+    def mean(self, mean: Tensor, std: Weight, prediction: Prediction, run: Run) -> Tensor:
+        variance = std * std
+        if self.extra is not None:
+            variance = variance + self.extra(run)
+        if not isinstance(variance, Tensor) and variance == 0.0:
+            return mean
+        grad = self.grad(prediction.x_t if self.at == "x_t" else mean, prediction.level, run.cond)
+        return mean + scale(self.scale * variance, grad)
+
+
+@dataclass(frozen=True, eq=False)
+class Record(Hook):
+    """Keeps something of every step, by default the new state.
+
+    Example:
+        >>> record = Record(lambda step: step.prediction.x0)
+        >>> sample(model, solver=DDIM(), steps=20, num=4, hooks=[record])
+        >>> torch.stack(record.values)
+    """
+
+    what: Callable[[Step], Any] = lambda step: step.x_s
+    values: list[Any] = field(default_factory=list, init=False)
+
+    def after(self, step: Step, run: Run) -> Tensor:
+        if step.index == 0:
+            self.values.clear()
+        self.values.append(self.what(step))
+        return step.x_s

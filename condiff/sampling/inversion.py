@@ -1,0 +1,113 @@
+"""Inversion: from data to the noise that a deterministic solver turns into it, along the same grid.
+
+DDIM inversion (Dhariwal & Nichol 2021; Mokady 2023) is this with :class:`DDIM`; any solver without noise can be walked
+backwards. The path is kept: editing methods anchor on it, and resampling from any of its states is sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condiff.conditions import Conditions
+from condiff.denoiser import Denoises
+from condiff.errors import BadValue, Incompatible
+from condiff.process.level import Level, Time
+from condiff.process.prediction import Prediction
+from condiff.sampling.grid import Grid
+from condiff.sampling.loop import Hook, as_grid, trajectory
+from condiff.sampling.solver import Solver
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """A path from data to noise.
+
+    Args:
+        times: (N + 1,), increasing.
+        path: the states at these times; the first one is what was inverted.
+        nfe: network evaluations.
+    """
+
+    times: Tensor
+    path: list[Tensor]
+    nfe: int
+
+    @property
+    def latent(self) -> Tensor:
+        """The last state; with ``times.flip(0)`` as grid, sampling from it leads back."""
+        return self.path[-1]
+
+
+class AtData:
+    """A denoiser that isn't asked at a noise-free level, where x_t is the data: x0 = x_t, E[noise | x_t] = 0."""
+
+    def __init__(self, denoiser: Denoises) -> None:
+        self.denoiser, self.process, self.shape = denoiser, denoiser.process, denoiser.shape
+        self.kinds = getattr(denoiser, "kinds", None)
+        self.spared = 0
+
+    def start(self) -> None:
+        self.spared = 0
+        if hasattr(self.denoiser, "start"):
+            self.denoiser.start()  # type: ignore[attr-defined]
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Conditions | None = None) -> Prediction:
+        level = self.process.at(t)
+        if not _clean(level):
+            return self.denoiser(x_t, level, cond)
+        self.spared += 1
+        source = cond.source if cond is not None else None
+        return Prediction(x_t, level, {"x0": x_t, "noise": torch.zeros_like(x_t)}, source)
+
+
+def _clean(level: Level) -> bool:
+    if isinstance(level.noise, Tensor):
+        return bool(((level.noise == 0.0) & (level.data == 1.0)).all())
+    return level.noise == 0.0 and level.data == 1.0
+
+
+def invert(
+    denoiser: Denoises,
+    x: Tensor,
+    *,
+    solver: Solver,
+    cond: Mapping[str, Any] | Conditions | None = None,
+    steps: int | None = None,
+    grid: Grid | Sequence[float] | Tensor | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Inversion:
+    """Walk the sampling grid backwards, from ``x`` at its last time to its first.
+
+    Sampling from the result along the same grid leads back to x up to the solver's error. At a noise-free level the
+    denoiser isn't called: there x0 is x itself.
+
+    Args:
+        denoiser, cond: as in sampling; guidance of a scale other than 1 makes the way back less accurate.
+        x: clean data (or the state at the grid's last time), (B, ...).
+        solver: one that draws no noise.
+        steps, grid: the *sampling* grid, from noise to data.
+
+    Raises:
+        Incompatible: a stochastic solver.
+        BadValue: a grid that doesn't decrease.
+
+    Example:
+        >>> found = invert(model, image, solver=DDIM(), steps=50, cond=cond)
+        >>> again = sample(model, initial=found.latent, grid=found.times.flip(0), solver=DDIM(), cond=cond)
+    """
+    if solver.stochastic:
+        raise Incompatible(f"{solver} draws noise and can't be inverted; use a deterministic one, such as DDIM()")
+    times = as_grid(grid, steps, denoiser.process).flip(0)
+    if not bool((times[1:] >= times[:-1]).all()):
+        raise BadValue("invert takes the sampling grid, from noise to data: its times must decrease")
+    wrapped = AtData(denoiser)
+    path, nfe = [x], 0
+    for step in trajectory(wrapped, x, solver=solver, cond=cond, grid=times, rng=0, hooks=hooks):
+        path.append(step.x_s)
+        nfe = step.nfe
+    return Inversion(times, path, nfe - wrapped.spared)
