@@ -6,6 +6,7 @@ pipelines and guided denoisers share. Anything with that call, a ``process`` and
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from condiff.conditions import Conditions, as_conditions
-from condiff.errors import BadValue, unknown
+from condiff.config import from_config, to_config
+from condiff.errors import BadType, BadValue, unknown
 from condiff.process import algebra
 from condiff.process.algebra import Weight, combine, scale
 from condiff.process.gaussian import Process
@@ -118,7 +120,7 @@ class Denoiser(nn.Module):
         """The kinds of the conditions that the network declares."""
         return getattr(self.network, "condition_kinds", {})
 
-    def forward(self, x_t: Tensor, t: Time, cond: None | Mapping[str, Any] | Conditions = None) -> Prediction:
+    def forward(self, x_t: Tensor, t: Time, cond: Mapping[str, Any] | Conditions | None = None) -> Prediction:
         if self.shape is not None and x_t.shape[1:] != self.shape:
             raise BadValue(f"a state of shape {tuple(x_t.shape)} came to a denoiser of samples {self.shape}")
         level = self.process.at(t)
@@ -130,8 +132,67 @@ class Denoiser(nn.Module):
         values = {k: combine((c_out, f), (c_skip, x_t)) for k, f in zip(self.targets, parts, strict=True)}
         return Prediction(x_t, level, values, source=cond.source, aux=aux)
 
+    def config(self) -> dict[str, Any]:
+        """Everything needed to build it again, weights apart, as JSON-ready data; see :meth:`from_config`.
+
+        Parts that condiff doesn't publish (a network or a process of your own) are noted as ``{"own": name}``.
+        """
+        network = getattr(self.network, "config", self.network)
+        return {
+            "network": _part(network if dataclasses.is_dataclass(network) else self.network),
+            "process": _part(self.process),
+            "target": list(self.targets),
+            "precondition": _part(self.precondition),
+            "shape": None if self.shape is None else list(self.shape),
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], *, network: nn.Module | None = None, process: Process | None = None
+    ) -> Denoiser:
+        """The denoiser of a :meth:`config`, with fresh weights.
+
+        Args:
+            network, process: the parts that are one's own, not condiff's.
+
+        Raises:
+            BadValue: unknown parts or fields, or a part of one's own that is missing here.
+        """
+        names = ("network", "process", "target", "precondition", "shape")
+        for key in config:
+            if key not in names:
+                raise unknown("field of a denoiser", key, names)
+        network = _built("network", config.get("network"), network)
+        network = network if isinstance(network, nn.Module) else network.build()
+        return cls(
+            network,
+            _built("process", config.get("process"), process),
+            from_config(config.get("target", "velocity")),
+            _built("precondition", config.get("precondition"), None),
+            config.get("shape"),
+        )
+
     def extra_repr(self) -> str:
         return f"process={self.process}, target={self.targets}, precondition={self.precondition}, shape={self.shape}"
+
+
+def _part(value: Any) -> Any:
+    """A part as JSON-ready data, or a note of the type of one that condiff doesn't publish."""
+    if dataclasses.is_dataclass(value):
+        try:
+            return to_config(value)
+        except BadType:
+            pass
+    return {"own": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+
+def _built(name: str, config: Any, given: Any) -> Any:
+    """A given part, else the one that the configuration describes."""
+    if given is not None or config is None:
+        return given
+    if isinstance(config, Mapping) and "own" in config:
+        raise BadValue(f"the {name} of this denoiser is {config['own']}, which is not condiff's: give {name}=")
+    return from_config(config)
 
 
 def time_tensor(time: Weight, x: Tensor) -> Tensor:

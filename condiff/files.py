@@ -69,7 +69,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise error if isinstance(error, BadFile) else _explain(path, error) from error
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def _settle(path: Path) -> None:
@@ -83,10 +83,11 @@ def _swap_folders(new: Path, old: Path) -> None:
     aside = old.with_name(f"{_TEMPORARY}{os.getpid()}-old-{old.name}")
     os.replace(old, aside)
     os.replace(new, old)
-    _remove(aside)
+    remove(aside)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -96,7 +97,7 @@ def _remove(path: Path) -> None:
 def clear_temporaries(folder: str | os.PathLike[str]) -> None:
     """Remove what an interrupted process left half written in ``folder``."""
     for path in Path(folder).glob(f"{_TEMPORARY}*"):
-        _remove(path)
+        remove(path)
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
@@ -146,6 +147,15 @@ def read_tensors(path: str | os.PathLike[str], device: Any = "cpu") -> tuple[dic
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadFile(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a safetensors file says about itself."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise BadFile(f"{path} is not a whole safetensors file: {error}") from error
 

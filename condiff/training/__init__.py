@@ -1,8 +1,11 @@
 """Training: objectives, averages of weights, and the loop that keeps its promises."""
 
 from condiff.training.batch import Batch, as_batch
+from condiff.training.config import TrainConfig
+from condiff.training.ema import EMA, Average, Exponential, PowerFunction
 from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Losses, Objective
-from condiff.training.times import Discrete, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
+from condiff.training.times import DiscreteTimes, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
+from condiff.training.trainer import Status, Trainer
 from condiff.training.weighting import (
     ELBO,
     P2,
@@ -17,25 +20,32 @@ from condiff.training.weighting import (
 
 __all__ = [
     "ELBO",
+    "EMA",
     "L1",
     "L2",
     "P2",
     "SNR",
+    "Average",
     "Batch",
     "Denoising",
-    "Discrete",
+    "DiscreteTimes",
     "Distance",
     "EDMLogNormal",
     "EDMWeight",
+    "Exponential",
     "Huber",
     "LogitNormal",
     "Losses",
     "MinSNR",
     "Objective",
     "PerFrame",
+    "PowerFunction",
     "Sigmoid",
+    "Status",
     "Stratified",
     "Times",
+    "TrainConfig",
+    "Trainer",
     "TruncatedSNR",
     "UniformTimes",
     "UniformWeight",

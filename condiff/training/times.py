@@ -88,7 +88,7 @@ class EDMLogNormal(Times):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Discrete(Times):
+class DiscreteTimes(Times):
     """Uniform over a grid: ``grid`` lists the times, or is the number N of ``i / N``, i = 1 ... N (Ho 2020)."""
 
     grid: int | tuple[float, ...] = 1000

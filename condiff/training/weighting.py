@@ -64,7 +64,7 @@ class SNR(Weighting):
         return level.data**2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TruncatedSNR(Weighting):
     """``w = max(SNR, 1)`` (Salimans & Ho 2022, section 4)."""
 

@@ -1,0 +1,202 @@
+"""Model folders: ``config.json`` says what the model is, safetensors beside it hold its weights.
+
+Every weights file carries the denoiser's configuration too, so that weights of another model, or of the same
+network on another process, are refused and the difference is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condiff.config import read_json, to_config
+from condiff.denoiser import Denoiser
+from condiff.errors import BadFile, BadType, Incompatible, unknown
+from condiff.files import read_metadata, read_tensors, write_json, write_tensors
+from condiff.process import Process
+
+CONFIG = "config.json"
+RAW = "model.safetensors"
+FORMAT = "condiff model 1"
+
+
+def ema_file(name: str | None = None) -> str:
+    """The file of averaged weights; that of the default average without a name."""
+    return "model-ema.safetensors" if name is None else f"model-ema-{name}.safetensors"
+
+
+def describe(part: Any) -> Any:
+    """A denoiser's or another part's configuration; of one that condiff doesn't publish, a note of its type."""
+    if isinstance(part, Denoiser):
+        return part.config()
+    try:
+        return to_config(part)
+    except BadType:
+        return {"own": f"{type(part).__module__}.{type(part).__qualname__}"}
+
+
+def describe_weights(denoiser: nn.Module, weights: str, **facts: Any) -> dict[str, str]:
+    """What a weights file says about itself."""
+    return {
+        "condiff": versions()["condiff"],
+        "weights": weights,
+        "denoiser": json.dumps(describe(denoiser)),
+        **{k: str(v) for k, v in facts.items()},
+    }
+
+
+def save_model(
+    folder: str | Path,
+    denoiser: nn.Module,
+    *,
+    ema: Mapping[str, Mapping[str, Tensor]] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    **facts: Any,
+) -> None:
+    """Write a model folder.
+
+    Args:
+        ema: averaged weights by name; the first is what ``weights="ema"`` means.
+        extra: more entries of config.json.
+        tensors: the denoiser's weights, when they aren't those it holds.
+        facts: noted in the weights files (``step=500``).
+
+    Raises:
+        BadFile: when writing fails; files that were there stay as they were.
+    """
+    folder = Path(folder)
+    weights = denoiser.state_dict() if tensors is None else tensors
+    write_tensors(folder / RAW, weights, describe_weights(denoiser, "raw", **facts))
+    for index, (name, averaged) in enumerate((ema or {}).items()):
+        file = ema_file(None if index == 0 else name)
+        write_tensors(folder / file, averaged, describe_weights(denoiser, f"ema-{name}", default=index == 0, **facts))
+    write_json(folder / CONFIG, {"format": FORMAT, **(extra or {}), "denoiser": describe(denoiser)})
+
+
+def load_model(
+    folder: str | Path,
+    weights: str = "ema",
+    *,
+    device: Any = "cpu",
+    network: nn.Module | None = None,
+    process: Process | None = None,
+) -> Denoiser:
+    """The denoiser of a model folder or of a checkpoint, in evaluation mode.
+
+    Args:
+        weights: "ema" (the default average), "raw", or the name of an average ("0.999").
+        network, process: the parts that are one's own, not condiff's.
+
+    Raises:
+        BadFile: files that are missing, truncated or changed.
+        BadValue: weights that aren't there, with those that are.
+        Incompatible: weights of another model.
+    """
+    folder = Path(folder)
+    denoiser = Denoiser.from_config(_config(folder)["denoiser"], network=network, process=process)
+    load_weights(denoiser, find_weights(folder, weights))
+    return denoiser.to(device).eval()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise BadFile(f"no such folder: {folder}")
+    places = (folder / CONFIG, folder.parent.parent / CONFIG)  # a checkpoint lies two levels inside its run
+    path = next((p for p in places if p.is_file()), places[0])
+    config = read_json(path)
+    if not isinstance(config, dict) or "denoiser" not in config:
+        raise BadFile(f"{path} does not describe a model: it has no entry 'denoiser'")
+    return config
+
+
+def find_weights(folder: Path, weights: str) -> Path:
+    """The file of the named weights in a model folder or a checkpoint."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        said = read_metadata(path)
+        if "weights" in said:
+            found[said["weights"].removeprefix("ema-")] = path
+        if said.get("default") == "True":
+            found["ema"] = path
+    if weights not in found:
+        if not found:
+            raise BadFile(f"there are no weights in {folder}" + _newest(folder))
+        raise unknown(f"weights in {folder}:", weights, found)
+    return found[weights]
+
+
+def _newest(folder: Path) -> str:
+    steps = sorted((folder / "checkpoints").glob("step-*"))
+    return f"; the run isn't finished, but there is a checkpoint: {steps[-1]}" if steps else ""
+
+
+def load_weights(denoiser: Denoiser, path: str | Path) -> dict[str, str]:
+    """Load a weights file into a denoiser; returns what the file says about itself.
+
+    Raises:
+        BadFile: a file that is missing or truncated.
+        Incompatible: weights of another model, naming what differs.
+    """
+    tensors, metadata = read_tensors(path)
+    if "denoiser" in metadata:
+        check_same(json.loads(metadata["denoiser"]), denoiser.config(), f"{path} holds weights of another model")
+    check_tensors(denoiser.state_dict(), tensors, str(path))
+    denoiser.load_state_dict(tensors)
+    return metadata
+
+
+def check_same(stored: Any, here: Any, what: str) -> None:
+    """Raises :class:`Incompatible` naming the first differences between two configurations."""
+    differences = list(_differences(stored, json.loads(json.dumps(here)), ""))
+    if differences:
+        more = f" (and {len(differences) - 4} more)" if len(differences) > 4 else ""
+        raise Incompatible(f"{what}: {'; '.join(differences[:4])}{more}")
+
+
+def _differences(stored: Any, here: Any, where: str):
+    if isinstance(stored, dict) and isinstance(here, dict):
+        for key in sorted({*stored, *here}):
+            place = f"{where}.{key}" if where else key
+            if key not in stored or key not in here:
+                yield f"{place} is only {'here' if key in here else 'in the file'}"
+            else:
+                yield from _differences(stored[key], here[key], place)
+    elif stored != here:
+        yield f"{where} is {stored!r} in the file and {here!r} here"
+
+
+def check_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """Raises :class:`Incompatible` naming missing, surplus and misshapen tensors."""
+    problems = []
+    missing, surplus = [k for k in own if k not in given], [k for k in given if k not in own]
+    wrong = [k for k in own if k in given and own[k].shape != given[k].shape]
+    if missing:
+        problems.append(f"missing {_some(missing)}")
+    if surplus:
+        problems.append(f"not in the model: {_some(surplus)}")
+    for k in wrong[:3]:
+        problems.append(f"{k} is {tuple(given[k].shape)} in the file and {tuple(own[k].shape)} in the model")
+    if problems:
+        raise Incompatible(f"{what} does not fit the model: {'; '.join(problems)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f", ... ({len(names)} in all)" if len(names) > 4 else "")
+
+
+def versions() -> dict[str, str]:
+    """Versions that a run notes."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("condiff")
+    except PackageNotFoundError:
+        own = "unknown"
+    return {"condiff": own, "torch": torch.__version__, "python": platform.python_version()}

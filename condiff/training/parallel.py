@@ -1,0 +1,158 @@
+"""Several processes: who is there, how the model is spread, and how tensors come together again.
+
+Plain torch (DistributedDataParallel, ``fully_shard``), started by ``torchrun`` or ``accelerate launch`` alike: both
+set the same environment. The engine isn't accelerate's ``Accelerator`` for three reasons, each checked:
+
+* its ``save_state`` pickles the optimizer and the random states, and writes in place; checkpoints here are
+  safetensors and JSON, written whole or not at all;
+* asked for FSDP on CPU processes it silently trains with DDP, so that a test of sharded training without GPUs
+  would test nothing; ``fully_shard`` on gloo shards;
+* what remains of it (wrapping, autocast, loss scaling) is a dozen lines of torch.
+
+A setting of ``accelerate launch`` that this can't follow is refused, not ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from condiff.errors import BadValue, Incompatible
+
+
+class Parallel:
+    """This process among its peers.
+
+    Args:
+        mode: "ddp" or "fsdp".
+        device: where to compute; by default this process's GPU, or the CPU.
+
+    Raises:
+        Incompatible: settings of ``accelerate launch`` that contradict the configuration.
+    """
+
+    def __init__(self, mode: str = "ddp", device: Any = None, precision: str = "fp32") -> None:
+        _check_accelerate(mode, precision)
+        self.mode = mode
+        self.device = torch.device(device) if device is not None else _own_device()
+        self._started = False
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            self._started = True
+        here = dist.is_initialized()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if here else (0, 1)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        return self.world > 1 and self.mode == "fsdp"
+
+    def close(self) -> None:
+        """Leave the process group, if it was entered here."""
+        if self._started and dist.is_initialized():
+            dist.destroy_process_group()
+            self._started = False
+
+    # The model
+
+    def wrap(self, module: nn.Module, blocks: list[nn.Module]) -> nn.Module:
+        """The module whose call trains over all processes; ``blocks`` are sharded one by one."""
+        if self.world == 1:
+            return module
+        if self.mode == "ddp":
+            return nn.parallel.DistributedDataParallel(module)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(module, mesh=mesh)
+
+    def syncing(self, module: nn.Module, sync: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged after the backward passes inside, or kept back for a later one."""
+        if self.world == 1:
+            return nullcontext()
+        if self.mode == "fsdp":
+            module.set_requires_gradient_sync(sync)  # type: ignore[operator]
+            return nullcontext()
+        return nullcontext() if sync else module.no_sync()  # type: ignore[operator]
+
+    def same_start(self, module: nn.Module) -> None:
+        """Every process takes the first one's weights."""
+        if self.world > 1:
+            with torch.no_grad():
+                for tensor in [*module.parameters(), *module.buffers()]:
+                    dist.broadcast(tensor.data, 0)
+
+    # Tensors
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over processes."""
+        if self.world > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        return bool(self.total(torch.tensor(float(flag), device=self.device)) > 0) if self.world > 1 else flag
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def _own_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _check_accelerate(mode: str, precision: str) -> None:
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision):
+        raise Incompatible(f"accelerate launch asks for {asked}, the configuration for precision={precision!r}")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true") and mode != "fsdp":
+        raise Incompatible("accelerate launch asks for FSDP: set parallel='fsdp' in TrainConfig")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true"):
+        raise Incompatible("DeepSpeed is not supported: use parallel='ddp' or 'fsdp'")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all of its shards; all processes must ask together."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def wholes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """:func:`whole` of each."""
+    return {name: whole(tensor.detach()) for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def fill(own: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded.
+
+    Raises:
+        BadValue: another shape.
+    """
+    if own.shape != value.shape:
+        raise BadValue(f"a tensor of shape {tuple(value.shape)} for one of shape {tuple(own.shape)}")
+    if hasattr(own, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(own.device), own.device_mesh, own.placements)  # type: ignore[attr-defined]
+    own.copy_(value)
