@@ -289,8 +289,8 @@ class _VectorEmbedding(nn.Module):
         if value.ndim == 2 and value.shape[1] != self.dim:
             raise BadValue(f"a vector of {self.dim} numbers was declared, got {value.shape[1]}")
         x = self.fc2(F.silu(self.fc1(self.features(value).to(self.fc1.weight.dtype))))
-        x = _perturbed(x, entry.noise)
-        return x if entry.keep is None else torch.where(entry.keep[:, None], x, self.null.to(x.dtype))
+        x = x if entry.keep is None else torch.where(entry.keep[:, None], x, self.null.to(x.dtype))
+        return _perturbed(x, entry.noise)
 
 
 class _TokenEmbedding(nn.Module):
@@ -322,10 +322,9 @@ class _TokenEmbedding(nn.Module):
         if mask is not None:
             value = torch.where(mask if value.ndim == 2 else mask[..., None], value, torch.zeros_like(value))
         x = self.embed(value)
-        x = _perturbed(x, entry.noise)
         if keep is None:
-            return x, mask
-        x = torch.where(keep[:, None, None], x, self.null.to(x.dtype))
+            return _perturbed(x, entry.noise), mask
+        x = _perturbed(torch.where(keep[:, None, None], x, self.null.to(x.dtype)), entry.noise)
         first = torch.arange(x.shape[1], device=x.device) == 0
         return x, torch.where(keep[:, None], True if mask is None else mask, first)
 

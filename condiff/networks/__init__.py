@@ -4,6 +4,7 @@ from condiff.networks.attention import Attention, set_attention, use_attention
 from condiff.networks.base import Network
 from condiff.networks.dit import DiT, DiTConfig
 from condiff.networks.embedding import TimeEmbedding
+from condiff.networks.hooks import features, read, replace
 from condiff.networks.layout import Layout, layout_of
 from condiff.networks.mlp import MLP, MLPConfig
 from condiff.networks.unet import UNet, UNetConfig
@@ -19,7 +20,10 @@ __all__ = [
     "TimeEmbedding",
     "UNet",
     "UNetConfig",
+    "features",
     "layout_of",
+    "read",
+    "replace",
     "set_attention",
     "use_attention",
 ]
