@@ -46,7 +46,6 @@ _NAMES = {
     "DDPM": "sampling",
     "DPMSolverPP": "sampling",
     "Euler": "sampling",
-    "EulerAncestral": "sampling",
     "Heun": "sampling",
     "SDE": "sampling",
     "UniPC": "sampling",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import textwrap
 from typing import Any
 
 import torch
@@ -98,3 +99,36 @@ def read_json(path: Any) -> Any:
         raise BadFile(f"no such file: {path}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadFile(f"{path} is not valid JSON: {error}") from error
+
+
+def tree(value: dict[str, Any], indent: int = 0, width: int = 100) -> str:
+    """Nested configuration as indented lines; a part stands on one line where it fits, ``solver: DDIM(eta=0.0)``."""
+    lines = []
+    for key, item in value.items():
+        pad = "  " * indent
+        line = f"{pad}{key}: {_one_line(item)}"
+        if isinstance(item, dict) and len(line) > width and not _nested(item):
+            lines += textwrap.wrap(line, width, subsequent_indent=pad + "    ", break_long_words=False)
+        elif isinstance(item, dict) and item and len(line) > width:
+            lines.append(f"{pad}{key}: {_name(item)}".rstrip())
+            lines.append(tree({k: v for k, v in item.items() if k != "part"}, indent + 1, width))
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _nested(item: dict[str, Any]) -> bool:
+    return any(isinstance(v, dict) for v in item.values())
+
+
+def _name(item: dict[str, Any]) -> str:
+    return str(item.get("part", "")).rpartition(".")[2]
+
+
+def _one_line(item: Any) -> str:
+    if isinstance(item, list):
+        return f"[{', '.join(map(_one_line, item))}]"
+    if not isinstance(item, dict):
+        return str(item)
+    inside = ", ".join(f"{k}={_one_line(v)}" for k, v in item.items() if k != "part")
+    return f"{_name(item)}({inside})" if "part" in item else f"{{{inside}}}"

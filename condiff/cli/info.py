@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from condiff.cli.options import Flag, SomePath
-from condiff.cli.output import note, show_json, tree
+from condiff.cli.output import note, show_json
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class Info:
     """Print JSON."""
 
     def run(self) -> int:
-        from condiff.methods import runs
+        from condiff.config import tree
+        from condiff.methods import inspection
 
-        facts = runs.describe(self.path) if self.path is not None else runs.environment()
+        facts = inspection.describe(self.path) if self.path is not None else inspection.environment()
         if self.json:
             show_json(facts)
         else:

@@ -57,9 +57,9 @@ class Sample:
     """Print where the samples are, and how they were made, as JSON."""
 
     def run(self) -> int:
-        from condiff.methods import runs
+        from condiff.methods.export import draw
 
-        made = runs.draw(
+        made = draw(
             self.folder,
             num=self.num,
             labels=self.label,

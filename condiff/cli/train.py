@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from condiff.cli.options import Flag, OptionalFloat, OptionalInt, OptionalPath, OptionalText, Several, Source
-from condiff.cli.output import note, show_json, tree
+from condiff.cli.output import note, show_json
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ class Train:
     """Print the final metrics as JSON; progress goes to standard error."""
 
     def run(self) -> int:
+        from condiff.config import tree
         from condiff.methods import runs
 
-        run = runs.resume(self.resume) if self.resume else runs.prepare(self._request())
+        run = runs.open_run(self.resume, resume=True) if self.resume else runs.prepare(self._request())
         note(run.data.describe(), quiet=self.json)
         note(f"\nconfiguration\n{tree(run.config(), 1)}\n", quiet=self.json)
         if self.dry_run:
@@ -96,7 +97,7 @@ class Train:
 
     def _request(self) -> Any:
         from condiff.errors import BadValue
-        from condiff.methods.runs import Request
+        from condiff.methods.runs import DataRequest, Request
 
         if self.source is None:
             raise BadValue("say what to train on: condiff train digits, condiff train images --data FOLDER, ...")
@@ -109,9 +110,9 @@ class Train:
             "sampler.guidance": self.guidance,
         }
         return Request(
-            source=self.source,
-            paths=self.data,
-            options={k: v for k, v in options.items() if v is not None},
+            data=DataRequest(
+                source=self.source, paths=self.data, options={k: v for k, v in options.items() if v is not None}
+            ),
             method=self.method,
             file=self.config,
             overrides={k: v for k, v in flags.items() if v is not None},

@@ -21,7 +21,7 @@ from condiff.methods.experiment import Facts
 from condiff.methods.recipe import Recipe, Sampler, default_network
 from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.process import Discrete, Gaussian
-from condiff.sampling import DDPM, Trailing
+from condiff.sampling import DDPM, Spaced
 from condiff.training import ELBO, Denoising, TrainConfig, UniformTimes
 
 
@@ -34,7 +34,7 @@ def recipe(facts: Facts) -> Recipe:
         target="noise",
         objective=Denoising(times=UniformTimes(), transform=facts.dropout(0.1)),
         training=TrainConfig(),
-        sampler=Sampler(solver=DDPM(), grid=Trailing(), steps=100, guidance=1.0),
+        sampler=Sampler(solver=DDPM(), grid=Spaced("trailing"), steps=100, guidance=1.0),
     )
 
 

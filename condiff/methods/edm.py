@@ -22,7 +22,7 @@ from condiff.methods.experiment import Facts
 from condiff.methods.recipe import Recipe, Sampler, default_network
 from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.process import EDM, Gaussian
-from condiff.sampling import DDIM, Heun, Karras, Trailing
+from condiff.sampling import DDIM, Heun, Karras, Spaced
 from condiff.training import Denoising, EDMLogNormal, EDMWeight, TrainConfig
 
 
@@ -62,7 +62,9 @@ def reproduce(budget: str = "small") -> Reproduction:
             errors[name].append(float((lab.draw(model, sampler, seed) - exact).square().mean().sqrt()))
         frechet["edm"].append(lab.score(model, edm.sampler, seed)["frechet"])
         baseline = lab.train(plain, seed)
-        frechet["noise"].append(lab.score(baseline, Sampler(solver=DDIM(), grid=Trailing(), steps=35), seed)["frechet"])
+        frechet["noise"].append(
+            lab.score(baseline, Sampler(solver=DDIM(), grid=Spaced("trailing"), steps=35), seed)["frechet"]
+        )
     comparisons = (
         Comparison(
             name="RMSE to the ODE's solution, 35 evaluations",

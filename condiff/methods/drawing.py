@@ -1,0 +1,111 @@
+"""Drawing from a trained run: which labels, which seeds, in batches that don't change the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condiff.data import Data
+from condiff.denoiser import Denoises
+from condiff.errors import BadValue, unknown
+from condiff.methods.names import solver as solver_of
+from condiff.methods.recipe import Recipe, Sampler
+from condiff.random import PerSample
+from condiff.sampling import trajectory
+from condiff.sampling.loop import as_grid
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Samples and how they were made."""
+
+    x: Tensor
+    labels: Tensor | None
+    names: list[str] | None
+    nfe: int
+    seconds: float
+    columns: int | None
+
+
+def choose_labels(data: Data, wanted: Sequence[str], num: int) -> Tensor | None:
+    """Labels of ``num`` samples: the wanted classes in turn, or all of them; None for data without labels.
+
+    Raises:
+        BadValue: an unknown class, with the nearest names.
+    """
+    if not data.classes:
+        if wanted:
+            raise BadValue("the run has no classes: leave --label out")
+        return None
+    classes = list(data.classes)
+    chosen = []
+    for name in wanted:
+        if name in classes:
+            chosen.append(classes.index(name))
+        elif name.isdigit() and int(name) < len(classes):
+            chosen.append(int(name))
+        else:
+            raise unknown("class", name, classes)
+    pool = torch.tensor(chosen or list(range(len(classes))))
+    return pool[torch.arange(num) % len(pool)]
+
+
+def override(sampler: Sampler, *, solver: str | None = None, steps: int | None = None, guidance: float | None = None):
+    """The sampler with what was asked for in place of its own."""
+    changes = {"solver": solver_of(solver) if solver else None, "steps": steps, "guidance": guidance}
+    return replace(sampler, **{k: v for k, v in changes.items() if v is not None})
+
+
+def draw_samples(
+    denoiser: Denoises,
+    recipe: Recipe,
+    data: Data,
+    *,
+    num: int,
+    wanted: Sequence[str] = (),
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    batch: int = 512,
+) -> Drawing:
+    """Draw ``num`` samples; sample i depends on ``seed + i`` only.
+
+    Args:
+        wanted: names or indices of classes, taken in turn; all classes without.
+        sampler: instead of the recipe's.
+        batch: rows a network call.
+    """
+    if num < 1 or batch < 1:
+        raise BadValue(f"num and batch must be at least 1, got {num} and {batch}")
+    sampler = sampler or recipe.sampler
+    labels = choose_labels(data, wanted, num)
+    guided = recipe.guided(denoiser, sampler.guidance)
+    times = as_grid(sampler.grid, sampler.steps, denoiser.process)
+    device = next(iter(denoiser.parameters())).device  # type: ignore[attr-defined]
+    started, parts, nfe = time.perf_counter(), [], 0
+    for first in range(0, num, batch):
+        rows = range(first, min(first + batch, num))
+        x, calls = _batch(guided, sampler, times, rows, seed, labels, device)
+        parts.append(x.cpu())
+        nfe = calls
+    names = [data.classes[i] for i in labels.tolist()] if labels is not None else None
+    columns = min(len(set(wanted)) or len(data.classes), 20) if labels is not None else None
+    return Drawing(
+        torch.cat(parts), labels, names, nfe, time.perf_counter() - started, columns if columns != 1 else None
+    )
+
+
+@torch.no_grad()
+def _batch(guided: Any, sampler: Sampler, times: Tensor, rows: range, seed: int, labels: Tensor | None, device: Any):
+    rng = PerSample(seed + i for i in rows)
+    process, shape = guided.process, (len(rows), *guided.shape)
+    x = process.prior().sample(process.levels(times[:1])[0], shape, rng, device=device)
+    cond = None if labels is None else {"label": labels[rows.start : rows.stop].to(device)}
+    nfe = 0
+    for step in trajectory(guided, x, solver=sampler.solver, cond=cond, grid=times, rng=rng):
+        x, nfe = step.x_s, step.nfe
+    return x, nfe

@@ -1,0 +1,225 @@
+"""Runs: from a request to a folder that explains itself, and back from the folder to samples.
+
+``runs/NAME/`` holds ``config.json`` (recipe, data, versions, seeds), ``metrics.jsonl`` (a line per step),
+``checkpoints/``, ``model.safetensors`` with ``model-ema.safetensors`` beside it, and after :meth:`RunFolder.finish`
+``metrics.json``, ``samples.png``, ``curves.png`` and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from condiff import figures
+from condiff.config import from_config, read_json, to_config, tree
+from condiff.data import Data, digits, open_data, split
+from condiff.denoiser import Denoiser
+from condiff.errors import BadFile, BadValue
+from condiff.files import write_json
+from condiff.methods import report, settings
+from condiff.methods.catalogue import find
+from condiff.methods.drawing import Drawing, draw_samples
+from condiff.methods.experiment import Facts
+from condiff.methods.judge import judge_of
+from condiff.methods.recipe import Recipe
+from condiff.metrics import evaluate
+from condiff.model_files import load_model
+from condiff.training import Status, Trainer
+
+HELD_OUT = 0.1  # share of a user's data that is kept for evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """Which data: the words of the command line, stored with the run so that it can be opened again."""
+
+    source: str
+    paths: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def open(self) -> tuple[Data, Data]:
+        """``(training, held-out)`` data."""
+        if self.source == "digits":
+            if self.paths or self.options:
+                raise BadValue("digits are bundled: they take no --data and no data options")
+            return digits("train"), digits("test")
+        return split(open_data(self.source, **self._arguments()), HELD_OUT)
+
+    def _arguments(self) -> dict[str, Any]:
+        names = {"pairs": ("degraded", "clean"), "hub": ("name",)}.get(self.source, ("path",))
+        if len(self.paths) != len(names):
+            wanted = " ".join(f"--data {n.upper()}" for n in names)
+            raise BadValue(f"{self.source} needs {wanted}, got {len(self.paths)} --data")
+        return {**dict(zip(names, self.paths, strict=True)), **self.options}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What ``condiff train`` was asked for."""
+
+    data: DataRequest
+    method: str = "flow-matching"
+    file: Path | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+    folder: Path = Path("runs/run")
+
+    def recipe(self, data: Data) -> Recipe:
+        """The method's recipe for the data, with what the file, the flags and the settings say, in that order."""
+        recipe = importlib.import_module(find(self.method).module).recipe(Facts.of(data))
+        changes = settings.read_file(self.file) if self.file else {}
+        return settings.apply(recipe, {**changes, **self.overrides, **settings.parse(self.settings)})
+
+
+class RunFolder:
+    """A run: its recipe, its data and its folder."""
+
+    def __init__(self, folder: Path, recipe: Recipe, request: DataRequest, resume: bool = False) -> None:
+        self.folder, self.recipe, self.request, self.resume = folder, recipe, request, resume
+        self.data, self.heldout = request.open()
+
+    def config(self) -> dict[str, Any]:
+        """The configuration, as it is printed and stored."""
+        return to_config(self.recipe)
+
+    def train(self, quiet: bool = False) -> Status:
+        """Train to the end or to a signal; resumes when the run was opened for that."""
+        recipe = self.recipe
+        torch.manual_seed(recipe.training.seed)  # the network's initial weights
+        trainer = Trainer(
+            recipe.denoiser(),
+            self.data,
+            recipe.objective,
+            recipe.training,
+            self.folder,
+            validation=self.heldout,
+            sample=self._periodic_grid,
+            resume=self.resume,
+            quiet=quiet,
+            extra={"recipe": self.config(), "request": _request_json(self.request)},
+        )
+        return trainer.fit()
+
+    def model(self, weights: str = "ema", device: Any = None) -> Denoiser:
+        """The trained model."""
+        return load_model(self.folder, weights, device=device or default_device())
+
+    def finish(self, against: Path | None = None, num: int | None = None, seed: int = 0) -> dict[str, Any]:
+        """Sample, evaluate, and write metrics.json, the pictures and the report page; returns the metrics."""
+        heldout = self.heldout if against is None else self._other(against)
+        real = heldout.batch(range(len(heldout)))["x"]
+        train = self.data.batch(range(min(len(self.data), 20_000)))["x"]
+        made = draw_samples(self.model(), self.recipe, self.data, num=num or len(real), seed=seed)
+        judge = judge_of(self.request.source, self.data)
+        scores = evaluate(made.x, train, real, labels=made.labels if judge else None, classifier=judge)
+        metrics = {
+            **scores,
+            "nfe": made.nfe,
+            "sample_seconds": round(made.seconds, 3),
+            "train_seconds": self._seconds(),
+        }
+        write_json(self.folder / "metrics.json", metrics)
+        self._pictures(made)
+        self._page(metrics)
+        return metrics
+
+    def _other(self, path: Path) -> Data:
+        if self.request.source == "digits":
+            raise BadValue("a run on the bundled digits is evaluated on their held-out part: leave --against out")
+        request = DataRequest(source=self.request.source, paths=(str(path),), options=self.request.options)
+        data = open_data(request.source, **request._arguments())
+        if data.shape != self.data.shape:
+            raise BadValue(f"{path} holds samples of shape {data.shape}, the run was trained on {self.data.shape}")
+        return data
+
+    def _log(self) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def _seconds(self) -> float:
+        return next((line["time"] for line in reversed(self._log()) if "time" in line), 0.0)
+
+    def _periodic_grid(self, denoiser: Any, step: int, folder: Path | None) -> None:
+        if folder is not None and len(self.data.shape) == 3:
+            made = draw_samples(denoiser, self.recipe, self.data, num=_grid_size(self.data), seed=0)
+            figures.grid(made.x, folder / "samples" / f"step-{step:06d}.png", labels=made.names, columns=made.columns)
+
+    def _pictures(self, made: Drawing) -> None:
+        if len(self.data.shape) == 3:
+            shown = _grid_size(self.data)
+            grid = draw_samples(self.model(), self.recipe, self.data, num=shown, seed=0)
+            figures.grid(grid.x, self.folder / "samples.png", labels=grid.names, columns=grid.columns)
+        lines = self._log()
+        if lines:
+            panels = {"loss": {"x": [r["step"] for r in lines], "training": figures.smooth([r["loss"] for r in lines])}}
+            checks = [r for r in lines if "validation_loss" in r]
+            if len(checks) > 1:
+                panels["validation loss"] = {
+                    "x": [r["step"] for r in checks],
+                    "held out": [r["validation_loss"] for r in checks],
+                }
+            panels["gradient norm"] = {"x": [r["step"] for r in lines], "norm": [r["grad_norm"] for r in lines]}
+            panels["learning rate"] = {"x": [r["step"] for r in lines], "lr": [r["lr"] for r in lines]}
+            figures.curves(panels, self.folder / "curves.png")
+
+    def _page(self, metrics: Mapping[str, Any]) -> None:
+        folder = self.folder
+        report.write(
+            folder / "report.html",
+            title=f"{self.recipe.method} on {self.data.name}",
+            subtitle=f"condiff run {folder.name}: {self.recipe.training.steps} steps, seed {self.recipe.training.seed}",
+            metrics=metrics,
+            pictures=[("Samples", folder / "samples.png"), ("Training", folder / "curves.png")],
+            data=self.data.describe(),
+            config=tree(self.config()),
+            commands=[f"condiff sample {folder}", f"condiff evaluate {folder}", f"condiff cite {self.recipe.method}"],
+        )
+
+
+def prepare(request: Request) -> RunFolder:
+    """A new run.
+
+    Raises:
+        BadFile: the folder exists: nothing is ever overwritten.
+    """
+    if request.folder.exists() and any(request.folder.iterdir()):
+        raise BadFile(f"{request.folder} exists already: choose another --out, or continue it with --resume")
+    data, _ = request.data.open()
+    return RunFolder(request.folder, request.recipe(data), request.data)
+
+
+def open_run(folder: Path, resume: bool = False) -> RunFolder:
+    """A run that exists.
+
+    Raises:
+        BadFile: the folder isn't a run.
+    """
+    config = read_json(folder / "config.json")
+    if "recipe" not in config or "request" not in config:
+        raise BadFile(f"{folder} holds a model, not a run of `condiff train`: there is no recipe in its config.json")
+    stored = config["request"]
+    request = DataRequest(source=stored["source"], paths=tuple(stored["paths"]), options=stored["options"])
+    run = RunFolder(folder, from_config(config["recipe"]), request, resume=resume)
+    mark = config.get("data", {}).get("fingerprint")
+    if mark and mark != run.data.fingerprint():
+        raise BadFile(f"the data of {folder} has changed since it was trained on: {' '.join(request.paths)}")
+    return run
+
+
+def _request_json(request: DataRequest) -> dict[str, Any]:
+    return {"source": request.source, "paths": list(request.paths), "options": dict(request.options)}
+
+
+def _grid_size(data: Data) -> int:
+    return 8 * min(len(data.classes), 20) if data.classes else 64
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
