@@ -2,41 +2,68 @@
 
 from condiff.sampling.adaptive import Adaptive
 from condiff.sampling.corrector import PredictorCorrector
-from condiff.sampling.grid import Grid, Uniform
+from condiff.sampling.grid import Grid, Power, Shifted, Uniform
 from condiff.sampling.hooks import ClipX0, Displace, DynamicThreshold, MeanShift, Record, X0Replace
 from condiff.sampling.inpaint import Inpaint, repaint_grid
 from condiff.sampling.inversion import Inversion, invert
 from condiff.sampling.likelihood import Likelihood, log_likelihood
 from condiff.sampling.loop import Hook, Run, Step, sample, trajectory
+from condiff.sampling.sigmas import BetaSigmas, Karras, UniformLogSNR
 from condiff.sampling.solver import Entry, Solver, State
-from condiff.sampling.solvers.ddim import DDIM
+from condiff.sampling.solvers.adams import AdamsBashforth
+from condiff.sampling.solvers.ddim import DDIM, Consistency
+from condiff.sampling.solvers.ddpm import DDPM
+from condiff.sampling.solvers.dpm import DPMSolver, DPMSolverPP
 from condiff.sampling.solvers.euler import Euler
+from condiff.sampling.solvers.heun import Heun
+from condiff.sampling.solvers.renoise import Renoise
+from condiff.sampling.solvers.runge_kutta import RungeKutta
+from condiff.sampling.solvers.sde import SDE
+from condiff.sampling.solvers.unipc import UniPC
+from condiff.sampling.spacing import Spaced, resolution_shift
 
 __all__ = [
     "DDIM",
+    "DDPM",
+    "SDE",
+    "AdamsBashforth",
     "Adaptive",
+    "BetaSigmas",
     "ClipX0",
+    "Consistency",
+    "DPMSolver",
+    "DPMSolverPP",
     "Displace",
     "DynamicThreshold",
     "Entry",
     "Euler",
     "Grid",
+    "Heun",
     "Hook",
     "Inpaint",
     "Inversion",
+    "Karras",
     "Likelihood",
     "MeanShift",
+    "Power",
     "PredictorCorrector",
     "Record",
+    "Renoise",
     "Run",
+    "RungeKutta",
+    "Shifted",
     "Solver",
+    "Spaced",
     "State",
     "Step",
+    "UniPC",
     "Uniform",
+    "UniformLogSNR",
     "X0Replace",
     "invert",
     "log_likelihood",
     "repaint_grid",
+    "resolution_shift",
     "sample",
     "trajectory",
 ]

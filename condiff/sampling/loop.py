@@ -16,13 +16,14 @@ from torch import Tensor
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadType, BadValue
-from condiff.process.algebra import Weight, combine
+from condiff.process.algebra import Weight
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
 from condiff.process.prior import Prior
 from condiff.random import Source, as_source
 from condiff.sampling.grid import Grid, Uniform
 from condiff.sampling.solver import Solver, State
+from condiff.sampling.solvers.renoise import directed
 
 
 class Hook:
@@ -100,7 +101,7 @@ class Run:
         return self.denoiser.process.noise_law.sample(self.rng, x.shape, x.dtype, x.device)
 
 
-def as_grid(grid: None | Grid | Sequence[float] | Tensor, steps: int | None, process: Any) -> Tensor:
+def as_grid(grid: Grid | Sequence[float] | Tensor | None, steps: int | None, process: Any) -> Tensor:
     """A grid object with a number of steps, or explicit times -> float64 times, (N + 1, ...).
 
     Raises:
@@ -127,12 +128,13 @@ def trajectory(
     x: Tensor,
     *,
     solver: Solver,
-    cond: None | Mapping[str, Any] | Conditions = None,
+    cond: Mapping[str, Any] | Conditions | None = None,
     steps: int | None = None,
-    grid: None | Grid | Sequence[float] | Tensor = None,
-    rng: None | int | torch.Generator | Sequence[int] | Source = None,
+    grid: Grid | Sequence[float] | Tensor | None = None,
+    rng: int | torch.Generator | Sequence[int] | Source | None = None,
     hooks: Sequence[Hook] = (),
     held: Tensor | None = None,
+    up: str | None = None,
 ) -> Iterator[Step]:
     """Step from the given state ``x`` along a grid, yielding every step.
 
@@ -146,12 +148,16 @@ def trajectory(
         rng: where noise comes from.
         hooks: called inside each step, in order.
         held: booleans that broadcast to x; what is held comes back bit for bit.
+        up: what a step to more noise does: ``"integrate"`` the solver's own rule backwards (inversion),
+            ``"renoise"`` a draw from the forward kernel, without a network call (RePaint). By default stochastic
+            solvers renoise and deterministic ones integrate.
 
     Gradients flow when they are enabled: the caller decides.
     """
     process = denoiser.process
     levels = process.levels(as_grid(grid, steps, process))
     run = Run(denoiser, as_conditions(cond, getattr(denoiser, "kinds", None), x.device), as_source(rng), hooks)
+    solver = directed(solver, levels, up)
     state = solver.start()
     if hasattr(denoiser, "start"):
         denoiser.start()  # stateful guidance begins anew
@@ -174,17 +180,18 @@ def sample(
     *,
     solver: Solver,
     num: int | None = None,
-    cond: None | Mapping[str, Any] | Conditions = None,
+    cond: Mapping[str, Any] | Conditions | None = None,
     steps: int | None = None,
-    grid: None | Grid | Sequence[float] | Tensor = None,
+    grid: Grid | Sequence[float] | Tensor | None = None,
     initial: Tensor | None = None,
     prior: Prior | None = None,
     seed: int | None = None,
     seeds: Sequence[int] | None = None,
-    rng: None | int | torch.Generator | Sequence[int] | Source = None,
+    rng: int | torch.Generator | Sequence[int] | Source | None = None,
     shape: Sequence[int] | None = None,
     hooks: Sequence[Hook] = (),
     held: Tensor | None = None,
+    up: str | None = None,
     grad: bool = False,
     progress: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -198,6 +205,7 @@ def sample(
         prior: law of the initial state, pure noise by default.
         seed, seeds, rng: one seed for the batch, one per sample, or any source. One of them.
         shape: shape of one sample, when the denoiser doesn't know it.
+        hooks, held, up: as in :func:`trajectory`.
         grad: keep the graph (reward guidance, fine-tuning through the sampler).
         progress: show a bar.
 
@@ -224,7 +232,7 @@ def sample(
         )
     elif prior is not None:
         raise BadValue("give initial= or prior=, not both")
-    run = trajectory(denoiser, initial, solver=solver, cond=cond, grid=times, rng=source, hooks=hooks, held=held)
+    run = trajectory(denoiser, initial, solver=solver, cond=cond, grid=times, rng=source, hooks=hooks, held=held, up=up)
     if progress:
         from tqdm.auto import tqdm
 

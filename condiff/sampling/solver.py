@@ -6,7 +6,9 @@ Noise is added by the loop, so that hooks see the mean and every draw can be giv
 inside a step overrides ``step``.
 
 The same rule serves one time for all and a time per row or frame: coefficients are then tensors over the
-leading dimensions, and :mod:`condiff.process.algebra` matches them to the state.
+leading dimensions, and :mod:`condiff.process.algebra` matches them to the state. Where a time repeats (t = s, for
+all or for some entries) the state comes back bit for bit, and evaluations from before such a pause or from before a
+turn of direction are not used any more.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from condiff.process.algebra import Weight, combine
+from condiff.process.algebra import Weight, combine, match
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
 
@@ -52,6 +55,30 @@ class State:
         return State(history, {k: v[index] if isinstance(v, Tensor) else v for k, v in self.extra.items()})
 
 
+def repeats(t: Level, s: Level) -> bool | Tensor:
+    """Where the time repeats (t = s): for all, for none, or a mask over the leading dimensions."""
+    if not isinstance(t.t, Tensor):
+        return t.t == s.t
+    same = t.t == s.t
+    return same if same.device.type != "cpu" or bool(same.any()) else False
+
+
+def hold(same: bool | Tensor, x: Tensor, x_s: Tensor) -> Tensor:
+    """``x_s``, but ``x`` itself, bit for bit, where the time repeats."""
+    if isinstance(same, Tensor):
+        return torch.where(match(same, x).bool(), x, x_s)
+    return x if same else x_s
+
+
+def velocity(prediction: Prediction, step: Weight) -> Tensor:
+    """The velocity; zero where the step is zero, so that it need not exist there (a held clean frame)."""
+    if not isinstance(step, Tensor):
+        return prediction.velocity
+    level = prediction.level
+    row = [torch.where(step == 0.0, 0.0, d) for d in (level.d_data, level.d_noise, level.d_source)]
+    return prediction.linear(*row)
+
+
 class Solver(ABC):
     """Base of the update rules. Subclasses are frozen dataclasses without weights."""
 
@@ -76,6 +103,16 @@ class Solver(ABC):
         """One step: ``(x_s, the step's first prediction, the noise used)``."""
         prediction = run.denoise(x, run.t)
         mean, std = self.advance(x, prediction, c, state)
+        return self.finish(x, mean, std, prediction, run)
+
+    def finish(
+        self, x: Tensor, mean: Tensor, std: Weight, prediction: Prediction, run: Any
+    ) -> tuple[Tensor, Prediction, Tensor | None]:
+        """The end of a step: hold what stays, let hooks see the mean, add the noise."""
+        same = repeats(run.t, run.s)
+        if same is not False:
+            mean = hold(same, x, mean)
+            std = torch.where(same.to(std.device), 0.0, std) if isinstance(std, Tensor) else 0.0
         mean = run.on_mean(mean, std, prediction)
         if not isinstance(std, Tensor) and std == 0.0:
             return mean, prediction, None

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from torch import Tensor
 
 from condiff.errors import BadValue
 from condiff.process import algebra
-from condiff.process.algebra import Weight
 from condiff.process.level import Level
-from condiff.process.prediction import Prediction
-from condiff.sampling.solver import Solver, State
-
-
-class Coefficients(NamedTuple):
-    x0: Weight
-    noise: Weight
-    source: Weight
-    std: Weight
+from condiff.sampling.solvers.linear import Linear, Weights
 
 
 @dataclass(frozen=True)
-class DDIM(Solver):
+class DDIM(Linear):
     """``x_s = data_s x0 + source_s y + sqrt(noise_s^2 - std^2) noise + std z``.
 
     ``std = eta std(x_s | x_t, x0)``. First order; exact for data at a single point, and on any linear-Gaussian
     process with an endpoint.
+
+    The same step has other names: with eta = 0 it is Euler's method in ``sigma = noise / data`` (EDM, k-diffusion) and
+    DPM-Solver-1; with eta = 1 it is ancestral DDPM with the posterior variance and k-diffusion's "Euler ancestral".
     """
 
     eta: float = 0.0
@@ -41,12 +31,22 @@ class DDIM(Solver):
     def stochastic(self) -> bool:
         return self.eta > 0.0
 
-    def plan(self, levels: Sequence[Level]) -> list[Coefficients]:
-        out = []
-        for t, s in zip(levels[:-1], levels[1:], strict=True):
-            std = self.eta * t.process.posterior_std(t, s) if self.eta else 0.0
-            out.append(Coefficients(s.data, algebra.sqrt(s.noise * s.noise - std * std), s.source, std))
-        return out
+    def weights(self, t: Level, s: Level) -> Weights:
+        std = self.eta * t.process.posterior_std(t, s) if self.eta else 0.0
+        return Weights(s.data, algebra.sqrt(s.noise * s.noise - std * std), s.source, std)
 
-    def advance(self, x: Tensor, prediction: Prediction, c: Coefficients, state: State) -> tuple[Tensor, Weight]:
-        return prediction.linear(c.x0, c.noise, c.source), c.std
+
+@dataclass(frozen=True)
+class Consistency(Linear):
+    """``x_s = data_s x0 + source_s y + noise_s z``: denoise, then noise afresh.
+
+    Multistep sampling of consistency models (Song 2023, alg. 1), LCM and stream batches; on a rectified path the
+    "stochastic sampling" of flow-matching schedulers.
+    """
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def weights(self, t: Level, s: Level) -> Weights:
+        return Weights(s.data, 0.0, s.source, s.noise)

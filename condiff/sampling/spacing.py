@@ -1,0 +1,106 @@
+"""Numbered levels: which indices of a table of N levels a grid of few steps visits.
+
+The three spacings are those of Lin et al. 2023 (2305.08891), table 2, as diffusers has them: whole indices, rounded
+half to even from real positions, never stepped by a rounded stride. Index i is the time ``(i + 1) / N``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from condiff.errors import BadType, BadValue, Incompatible, unknown
+from condiff.process.gaussian import Process
+from condiff.sampling.grid import Grid
+from condiff.sampling.sigmas import table_size
+
+SPACINGS = ("trailing", "leading", "linspace")
+LAST = ("clean", "first")
+
+
+@dataclass(frozen=True)
+class Spaced(Grid):
+    """Indices of the process's table.
+
+    Args:
+        spacing: ``"trailing"`` counts from the last index down, so that sampling starts at pure noise;
+            ``"leading"`` counts up from 0 (it never visits the last levels); ``"linspace"`` includes both ends.
+        offset: added to the indices of "leading" (1 for Stable Diffusion).
+        last: the level after the last index: ``"clean"`` (t = 0) or ``"first"``, the first tabulated one
+            (``set_alpha_to_one=False``, ``final_sigmas_type="sigma_min"``).
+        one_more: space one more index and leave out the lowest, as diffusers' DPM-Solver and UniPC do for "leading"
+            and "linspace".
+    """
+
+    spacing: str = "trailing"
+    offset: int = 0
+    last: str = "clean"
+    one_more: bool = False
+
+    def __post_init__(self) -> None:
+        if self.spacing not in SPACINGS:
+            raise unknown("spacing", self.spacing, SPACINGS)
+        if self.last not in LAST:
+            raise unknown("last level", self.last, LAST)
+        if isinstance(self.offset, bool) or not isinstance(self.offset, int):
+            raise BadType(f"offset must be an integer, got {self.offset!r}")
+        if self.offset < 0 or (self.offset and self.spacing != "leading"):
+            raise BadValue(f"offset is a number >= 0 for spacing='leading', got {self.offset} for {self.spacing!r}")
+        if self.one_more and self.spacing == "trailing":
+            raise BadValue("one_more belongs to spacing='leading' and 'linspace'")
+
+    def indices(self, process: Process, steps: int) -> Tensor:
+        """The indices at which the denoiser is evaluated, from high to low, int64 (steps,).
+
+        Raises:
+            Incompatible: a process without a table.
+            BadValue: more steps than the table has levels, or an offset that leads out of it.
+        """
+        total = _table(process)
+        count = steps + 1 if self.one_more else steps
+        if count > total:
+            raise BadValue(f"{steps} steps on a table of {total} levels with {self}")
+        if self.spacing == "trailing":
+            positions = [total - i * total / steps for i in range(steps)]
+            out = [round(p) - 1 for p in positions]
+        elif self.spacing == "leading":
+            stride = total // count
+            out = [i * stride + self.offset for i in reversed(range(count))][:steps]
+        else:
+            out = [round(i * (total - 1) / max(count - 1, 1)) for i in reversed(range(count))][:steps]
+        if not 0 <= out[-1] <= out[0] < total:
+            raise BadValue(f"{self} visits the indices {out[0]} .. {out[-1]} of a table of {total} levels")
+        return torch.tensor(out)
+
+    def times(self, process: Process, steps: int) -> Tensor:
+        total = _table(process)
+        last = -1 if self.last == "clean" else 0
+        return (torch.cat([self.indices(process, steps), torch.tensor([last])]).double() + 1.0) / total
+
+
+def _table(process: Process) -> int:
+    total = table_size(process)
+    if total is None:
+        raise Incompatible(
+            f"{process} has no table of numbered levels; Spaced is for one with a Discrete schedule. "
+            "Use Uniform, Karras or UniformLogSNR."
+        )
+    return total
+
+
+def resolution_shift(
+    tokens: int, *, base: tuple[int, float] = (256, 0.5), highest: tuple[int, float] = (4096, 1.15)
+) -> float:
+    """``exp(mu)`` with mu linear in the number of image tokens: FLUX's shift for :class:`Shifted`.
+
+    Args:
+        tokens: tokens of the latent image (a 1024 x 1024 picture has 4096).
+        base, highest: two points (tokens, mu) of the line.
+    """
+    (x0, y0), (x1, y1) = base, highest
+    if tokens < 1 or x0 == x1:
+        raise BadValue(f"tokens must be >= 1 and the two points different, got {tokens}, {base}, {highest}")
+    return math.exp(y0 + (tokens - x0) * (y1 - y0) / (x1 - x0))
