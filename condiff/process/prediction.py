@@ -76,12 +76,16 @@ def _solve2(known: tuple[Row, Row], want: Row) -> tuple[Weight, Weight]:
     return algebra.divide(top, det), q
 
 
+def _noiseless(*rows: Row) -> bool:
+    return not any(bool((row[2] != 0.0).any()) if isinstance(row[2], Tensor) else row[2] != 0.0 for row in rows)
+
+
+def _swapped(row: Row) -> Row:
+    return row[0], row[2], row[1]
+
+
 def _det3(a: Row, b: Row, c: Row) -> Weight:
-    return (
-        a[0] * (b[1] * c[2] - b[2] * c[1])
-        - a[1] * (b[0] * c[2] - b[2] * c[0])
-        + a[2] * (b[0] * c[1] - b[1] * c[0])
-    )
+    return a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0]) + a[2] * (b[0] * c[1] - b[1] * c[0])
 
 
 def _solve3(known: tuple[Row, Row, Row], want: Row) -> tuple[Weight, Weight, Weight]:
@@ -195,9 +199,12 @@ class Prediction:
             return [(p, self.x_t), (q, values[names[0]])]
         if len(names) >= 2:
             weights = _solve3((state, first, row(names[1], level)), want)
-            if all(_finite(w) for w in weights):
+            if self.source is None or all(_finite(w) for w in weights):
                 return list(zip(weights, (self.x_t, values[names[0]], values[names[1]]), strict=True))
         if self.source is None:
+            if _noiseless(state, first, want):  # in the plane of x0 and y, as in an interpolant without noise
+                p, q = _solve2((_swapped(state), _swapped(first)), _swapped(want))
+                return [(p, self.x_t), (q, values[names[0]])]
             raise Incompatible(
                 f"{kind} of {level.process} needs the endpoint y: put an entry of kind 'endpoint' among the conditions"
             )
