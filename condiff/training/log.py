@@ -11,6 +11,7 @@ from typing import Any
 
 from condiff.errors import MissingExtra
 from condiff.files import replacing
+from condiff.training.config import TrainConfig
 
 
 class Log:
@@ -156,3 +157,23 @@ def _rich_progress(steps: int) -> Any:
     task = bar.add_task("training", total=steps, loss="", speed="")
     bar.start()
     return bar, task
+
+
+class Clock:
+    """Speed since the last look, and time since the run's beginning, earlier sittings included."""
+
+    def __init__(self, config: TrainConfig, step: int, seconds: float) -> None:
+        self.config, self.first, self.offset = config, step, seconds
+        self.start = time.perf_counter()
+        self.last = (self.start, step)
+
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return self.offset + time.perf_counter() - self.start
+
+    def read(self, step: int) -> tuple[float, float]:
+        """``(samples per second, seconds left)``."""
+        now, (then, before) = time.perf_counter(), self.last
+        self.last = (now, step)
+        speed = (step - before) * self.config.batch / max(now - then, 1e-9)
+        return speed, (self.config.steps - step) * (now - self.start) / max(1, step - self.first)

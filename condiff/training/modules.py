@@ -69,3 +69,28 @@ def optimizer_of(
         return factory(groups)
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+class Together(nn.Module):
+    """Denoiser and objective as one module, so that what wraps a module (DDP, FSDP) wraps the whole computation."""
+
+    def __init__(self, denoiser: nn.Module, objective: Any) -> None:
+        super().__init__()
+        self.denoiser, self.objective = denoiser, objective
+
+    def forward(self, batch: Any, rng: Any, training: bool = True) -> Any:
+        return self.objective(self.denoiser, batch, rng, training)
+
+
+@contextmanager
+def compiled(denoiser: nn.Module, how: bool | str) -> Iterator[None]:
+    """Inside, the network is compiled (``how`` may name a backend); its parameters keep their names."""
+    if not how:
+        yield
+        return
+    network = getattr(denoiser, "network", denoiser)
+    network.compile(**({"backend": how} if isinstance(how, str) else {}))
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = None

@@ -13,7 +13,7 @@ from condiff.training.batch import as_batch
 from condiff.training.objective import Losses
 
 
-class Explain:
+class Watch:
     """Collects the losses of steps on the device, so that a GPU isn't waited for at each of them."""
 
     def __init__(self, trainer: Any) -> None:
