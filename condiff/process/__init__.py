@@ -1,27 +1,39 @@
 """Laws: the mathematics of forward processes, with no network."""
 
+from condiff.process.categorical import Absorbing, MaskAndUniform, TokenProcess, UniformTokens
 from condiff.process.curves import VE, OffsetCosine, Sigmoid, SubVP
 from condiff.process.endpoint import Bridge, Endpoint, Interpolant, Ramps, Residual
 from condiff.process.gaussian import Gaussian, Process
+from condiff.process.keep import CosineKeep, Geometric, Keep, LinearKeep, LogLinear, RatioKeep
 from condiff.process.level import Level, Time, stack_levels
 from condiff.process.noise import NoiseLaw, Normal, StudentT
 from condiff.process.prediction import KINDS, Prediction, mix
-from condiff.process.prior import Moments, Prior
+from condiff.process.prior import Given, Moments, Prior
 from condiff.process.schedule import EDM, Cosine, Rectified, Schedule, VPLinear
 from condiff.process.table import Discrete
 from condiff.process.tabulated import Tabulated
+from condiff.process.token_level import TokenLevel, TokenPrior, TokenTime
+from condiff.process.token_prediction import TokenPrediction, mix_tokens
 
 __all__ = [
     "EDM",
     "KINDS",
     "VE",
+    "Absorbing",
     "Bridge",
     "Cosine",
+    "CosineKeep",
     "Discrete",
     "Endpoint",
     "Gaussian",
+    "Geometric",
+    "Given",
     "Interpolant",
+    "Keep",
     "Level",
+    "LinearKeep",
+    "LogLinear",
+    "MaskAndUniform",
     "Moments",
     "NoiseLaw",
     "Normal",
@@ -30,6 +42,7 @@ __all__ = [
     "Prior",
     "Process",
     "Ramps",
+    "RatioKeep",
     "Rectified",
     "Residual",
     "Schedule",
@@ -38,7 +51,14 @@ __all__ = [
     "SubVP",
     "Tabulated",
     "Time",
+    "TokenLevel",
+    "TokenPrediction",
+    "TokenPrior",
+    "TokenProcess",
+    "TokenTime",
+    "UniformTokens",
     "VPLinear",
     "mix",
+    "mix_tokens",
     "stack_levels",
 ]

@@ -4,5 +4,17 @@ from condiff.process.oracles.finite import Empirical, empirical
 from condiff.process.oracles.mixtures import Mixture, gaussian, mixture
 from condiff.process.oracles.observation import observed
 from condiff.process.oracles.pairs import Paired, paired
+from condiff.process.oracles.token_table import TokenTable, tokens
 
-__all__ = ["Empirical", "Mixture", "Paired", "empirical", "gaussian", "mixture", "observed", "paired"]
+__all__ = [
+    "Empirical",
+    "Mixture",
+    "Paired",
+    "TokenTable",
+    "empirical",
+    "gaussian",
+    "mixture",
+    "observed",
+    "paired",
+    "tokens",
+]
