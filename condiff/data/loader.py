@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from condiff.data.base import Data
 from condiff.errors import BadValue
+from condiff.random import derive_seed
 
 
 def shuffled(n: int, seed: int = 0, epoch: int = 0) -> Tensor:
     """The order of ``n`` rows in an epoch, a function of (n, seed, epoch)."""
-    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     return torch.randperm(n, generator=generator)
 
 

@@ -76,14 +76,12 @@ def _interval(range: Sequence[float]) -> tuple[float, float]:
 
 
 def _load(path: Path, x: str) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise BadFile(f"no such file: {path}")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {x: loaded}
-        with loaded:
-            return {key: loaded[key] for key in loaded.files}
-    except FileNotFoundError as error:
-        raise BadFile(f"no such file: {path}") from error
+        with open(path, "rb") as file:  # numpy leaves a damaged file open
+            loaded = np.load(file, allow_pickle=False)
+            return {x: loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except Exception as error:  # zipfile, zlib, EOF and ValueError, depending on where the damage is
         raise BadFile(f"{path} can't be read as a NumPy file without pickle: {error}") from error
 
@@ -299,9 +297,7 @@ def _column(dataset: Any, given: str | None, kind: type, what: str) -> str:
         return given
     found = [k for k, f in dataset.features.items() if isinstance(f, kind)]
     if len(found) != 1:
-        raise BadValue(
-            f"say which column holds the {what}s: {what}=; of the columns {list(dataset.features)}, {found} do"
-        )
+        raise BadValue(f"say with {what}= which of the columns {list(dataset.features)} holds the {what}s; {found} do")
     return found[0]
 
 
