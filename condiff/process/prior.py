@@ -13,7 +13,7 @@ from torch import Tensor
 
 from condiff.errors import BadValue, Incompatible
 from condiff.process import algebra
-from condiff.process.algebra import combine
+from condiff.process.algebra import Weight, combine
 from condiff.process.level import Level
 from condiff.random import Source
 
@@ -48,7 +48,12 @@ class Moments(Prior):
     """``x = data mean + source y + sqrt(data^2 var + noise^2) z``: the best isotropic Gaussian at any level.
 
     With the defaults, mean 0 and var 0, it is pure noise (and the endpoint); with the data's moments it is the
-    KL-optimal start below t = 1 (Analytic-Init, Zhao 2024).
+    KL-optimal start below t = 1 (Analytic-Init, Zhao 2024). With one ``mean`` per sample it is that sample, noised to
+    the level (SDEdit). Under non-Gaussian noise the data's part is drawn apart.
+
+    Args:
+        mean: a number, a tensor of a sample's shape, or one per row (B, ...).
+        var: the data's variance per coordinate.
     """
 
     mean: float | Tensor = 0.0
@@ -59,17 +64,20 @@ class Moments(Prior):
             raise BadValue(f"var must be >= 0, got {self.var}")
 
     def sample(self, level, shape, rng, *, source=None, dtype=torch.float32, device="cpu") -> Tensor:
-        z = level.process.noise_law.sample(rng, shape, dtype, device)
-        std = level.noise if self.var == 0.0 else algebra.sqrt(level.data * level.data * self.var + level.noise**2)
-        terms = [(std, z)]
+        law = level.process.noise_law
+        terms = [(self._std(level) if law.gaussian else level.noise, law.sample(rng, shape, dtype, device))]
         if isinstance(self.mean, Tensor) or self.mean != 0.0:
-            mean = torch.as_tensor(self.mean, dtype=dtype, device=device)
-            terms.append((level.data, mean.expand(*shape)))
+            terms.append((level.data, _expand(torch.as_tensor(self.mean, dtype=dtype, device=device), shape)))
+        if self.var > 0.0 and not law.gaussian:  # normal data and other noise don't add up to one draw
+            terms.append((level.data * self.var**0.5, rng.normal(shape, dtype, device)))
         if level.process.has_source:
             if source is None or tuple(source.shape) != tuple(shape):
                 raise BadValue(f"{level.process} starts from an endpoint: give a condition of kind 'endpoint', {shape}")
             terms.append((level.source, source.to(dtype=dtype, device=device)))
         return combine(*terms)
+
+    def _std(self, level: Level) -> Weight:
+        return level.noise if self.var == 0.0 else algebra.sqrt(level.data * level.data * self.var + level.noise**2)
 
     def log_prob(self, x: Tensor, level: Level, source: Tensor | None = None) -> Tensor:
         """log-density of the initial state in nats, (B,) float64.
@@ -81,8 +89,29 @@ class Moments(Prior):
             raise Incompatible(f"{level.process} has no Gaussian density at t = {level.t}")
         mean = torch.as_tensor(self.mean, dtype=torch.float64, device=x.device).expand(x.shape)
         away = x.double() - level.data * mean
-        if level.process.has_source and source is not None:
+        if level.process.has_source:
+            if source is None:
+                raise BadValue(f"the density of {level.process} needs the endpoint: give source=")
             away = away - level.source * source.double()
         var = level.data**2 * self.var + level.noise**2
         dims = away[0].numel()
         return -0.5 * (away.flatten(1).square().sum(1) / var + dims * math.log(2.0 * math.pi * var))
+
+
+@dataclass(frozen=True, eq=False)
+class Given(Prior):
+    """The initial state itself: an inverted latent, a teleported start, a variable of a joint state that is known."""
+
+    value: Tensor
+
+    def sample(self, level, shape, rng, *, source=None, dtype=torch.float32, device="cpu") -> Tensor:
+        if tuple(self.value.shape) != tuple(shape):
+            raise BadValue(f"the given state has shape {tuple(self.value.shape)}, the sampler needs {tuple(shape)}")
+        return self.value.to(dtype=dtype, device=device)
+
+
+def _expand(mean: Tensor, shape: Sequence[int]) -> Tensor:
+    try:
+        return mean.expand(*shape)
+    except RuntimeError:
+        raise BadValue(f"mean of shape {tuple(mean.shape)} doesn't fit a state of shape {tuple(shape)}") from None
