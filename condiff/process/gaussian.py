@@ -140,19 +140,20 @@ class Process(ABC):
     def kernel(self, s: Level, t: Level) -> tuple[Weight, Weight]:
         """``(ratio, std)`` of ``x_t = ratio x_s + ... + std z`` for s < t, ``std^2 = noise_t^2 - ratio^2 noise_s^2``.
 
-        At data_t = 0 the kernel of a Gaussian path is pure noise. See :meth:`renoise` for the whole of it.
+        At data_t = 0 the kernel of a Gaussian path is pure noise. See :meth:`renoise` for the whole of it. Entries with
+        s > t, which have no kernel, get ``std = 0`` (of a grid's rows some may go up while others go down).
 
         Raises:
-            Incompatible: under non-Gaussian noise, and where the variance would be negative (s > t, or a noise curve
-                that falls faster than the data's).
+            Incompatible: under non-Gaussian noise, and where the variance would be negative: a noise curve that falls
+                faster than the data's.
         """
         self._refuse_other_noise("transition kernels")
         ratio = self.ratio(s, t)
         var = t.noise * t.noise - ratio * ratio * s.noise * s.noise
-        if not _all(var >= -1e-9 * t.noise * t.noise):  # also for NaN
+        if not _all((var >= -1e-9 * t.noise * t.noise) | (s.t > t.t)):  # refuses NaN too
             raise Incompatible(
                 f"{self} has no transition kernel from s = {s.t} to t = {t.t}: its variance would be negative. "
-                "Kernels lead from less to more noise; a deterministic solver needs none"
+                "A deterministic solver (Euler, Heun, DDIM with eta=0) needs none"
             )
         return ratio, algebra.sqrt(var)
 
@@ -193,10 +194,12 @@ class Process(ABC):
         vanishes unless the process has a ratio of its own.
 
         Raises:
-            BadValue: a missing x0 or endpoint that the kernel needs, a noise of another shape.
+            BadValue: s > t, a missing x0 or endpoint that the kernel needs, a noise of another shape.
             Incompatible: as :meth:`kernel`.
         """
         s, t = self.at(s), self.at(t)
+        if not _all(s.t <= t.t):
+            raise BadValue(f"renoise goes from less to more noise, s <= t; got s = {s.t}, t = {t.t}")
         ratio, std = self.kernel(s, t)
         weights = {"x0": t.data - ratio * s.data, "source": t.source - ratio * s.source}
         terms = [(ratio, x_s)]

@@ -206,8 +206,9 @@ def test_kernels_that_do_not_exist_are_refused():
     process = Interpolant("linear", "sinesquared")  # sin^2 falls faster than 1 - t at the far end
     with pytest.raises(Incompatible, match="variance would be negative"):
         process.kernel(process.at(0.5), process.at(0.95))
+    rows = process.at(torch.tensor([0.2, 0.5])), process.at(torch.tensor([0.4, 0.95]))
     with pytest.raises(Incompatible, match="variance would be negative"):
-        Bridge().posterior_std(Bridge().at(0.2), Bridge().at(0.6))
+        process.posterior_std(rows[1], rows[0])
     heavy = Bridge(noise_law=StudentT(5.0))
     for call in (heavy.kernel, heavy.posterior_std):
         with pytest.raises(Incompatible, match="not closed under addition"):
