@@ -4,6 +4,7 @@ from condiff.process.categorical import Absorbing, MaskAndUniform, TokenProcess,
 from condiff.process.curves import VE, OffsetCosine, Sigmoid, SubVP
 from condiff.process.endpoint import Bridge, Endpoint, Interpolant, Ramps, Residual
 from condiff.process.gaussian import Gaussian, Process
+from condiff.process.joint import Joint, JointPrior
 from condiff.process.keep import CosineKeep, Geometric, Keep, LinearKeep, LogLinear, RatioKeep
 from condiff.process.level import Level, Time, stack_levels
 from condiff.process.noise import NoiseLaw, Normal, StudentT
@@ -29,6 +30,8 @@ __all__ = [
     "Geometric",
     "Given",
     "Interpolant",
+    "Joint",
+    "JointPrior",
     "Keep",
     "Level",
     "LinearKeep",
