@@ -1,5 +1,7 @@
 """Classifier-free guidance against closed forms on the class-conditional mixture."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -158,7 +160,7 @@ class Named:
     """An affine model of several conditions, whose answer shows which it was told."""
 
     process, shape = PROCESS, (3,)
-    kinds = {"image": "vector", "text": "vector"}
+    kinds: ClassVar = {"image": "vector", "text": "vector"}
 
     def __call__(self, x, t, cond=None):
         out = x.clone()

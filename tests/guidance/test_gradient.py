@@ -1,5 +1,7 @@
 """Gradient guidance against closed forms."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def oracle(process=PROCESS):
 class Says:
     """An oracle that is told nothing and predicts in the quantity of choice."""
 
-    kinds = {"label": "label"}
+    kinds: ClassVar = {"label": "label"}
 
     def __init__(self, inner, kind):
         self.inner, self.kind, self.process, self.shape = inner, kind, inner.process, inner.shape

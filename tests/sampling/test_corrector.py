@@ -1,0 +1,57 @@
+"""Predictor-corrector: the law that Langevin steps settle on, and their cost."""
+
+import pytest
+import torch
+
+from condiff.errors import BadValue
+from condiff.process import Cosine, Gaussian
+from condiff.process.oracles import gaussian
+from condiff.sampling import DDIM, PredictorCorrector, sample, trajectory
+from condiff.sampling.corrector import langevin
+
+PROCESS = Gaussian(Cosine())
+
+
+@pytest.mark.parametrize("snr", [0.1, 0.3])
+def test_langevin_settles_on_the_law_of_the_level(snr):
+    """On N(0, v): e tends to 2 snr^2 v in many dimensions, and x <- (1 - e/v) x + sqrt(2e) z has variance
+    v / (1 - snr^2) when it no longer changes.
+    """
+    model, level = gaussian(PROCESS, torch.zeros(2000), std=0.8), PROCESS.at(0.4)
+    v = level.data**2 * 0.64 + level.noise**2
+    g = torch.Generator().manual_seed(0)
+    x = 2.0 * torch.randn(20, 2000, generator=g, dtype=torch.float64)
+    for _ in range(int(3.0 / snr**2)):
+        z = torch.randn(x.shape, generator=g, dtype=torch.float64)
+        x = langevin(x, model(x, level).score, z, snr)
+    torch.testing.assert_close(float(x.var()), v / (1.0 - snr**2), rtol=0.015, atol=0)
+
+
+def test_corrections_pull_a_bad_predictor_back():
+    """Three DDIM steps leave the wrong variance; corrections at the last noisy level bring its law back."""
+    model = gaussian(PROCESS, torch.zeros(4000), std=2.0)
+    grid = [0.98, 0.5, 0.25]
+    level = PROCESS.at(0.25)
+    v = level.data**2 * 4.0 + level.noise**2
+
+    def error(solver):
+        x = sample(model, solver=solver, grid=grid, num=4, seed=0, dtype=torch.float64)
+        return abs(float(x.var()) / v - 1.0)
+
+    plain, corrected = error(DDIM()), error(PredictorCorrector(DDIM(), steps=60, snr=0.15))
+    assert plain > 0.2 and corrected < 0.05
+
+
+def test_norms_are_per_sample_and_evaluations_are_counted():
+    model, pc = gaussian(PROCESS, torch.zeros(5), std=0.5), PredictorCorrector(DDIM(eta=1.0), steps=2)
+    x = torch.randn(3, 5, dtype=torch.float64) * torch.tensor([[0.1], [1.0], [30.0]])
+    steps = list(trajectory(model, x, solver=pc, steps=4, rng=[1, 2, 3]))
+    assert [s.nfe for s in steps] == [3, 6, 9, 10]  # the noise-free end isn't corrected
+    alone = list(trajectory(model, x[1:2], solver=pc, steps=4, rng=[2]))
+    torch.testing.assert_close(steps[-1].x_s[1:2], alone[-1].x_s, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"snr": 0.0}, {"snr": 1.0}])
+def test_bad_options(bad):
+    with pytest.raises(BadValue, match="steps >= 1 and 0 < snr < 1"):
+        PredictorCorrector(DDIM(), **bad)
