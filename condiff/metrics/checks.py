@@ -91,6 +91,10 @@ def nearest(a: Tensor, b: Tensor, k: int = 1, skip_self: bool = False) -> Tensor
     return torch.cat(out)
 
 
-def mean_distance(a: Tensor, b: Tensor) -> float:
-    """Mean of all N M distances."""
-    return sum(float(distances(rows, b).sum()) for _, rows in blocks(a, len(b))) / (len(a) * len(b))
+def sum_of_distances(a: Tensor, b: Tensor, skip_self: bool = False) -> float:
+    """Sum of all N M distances; ``skip_self`` when a *is* b: a row's distance to itself is 0 without round-off."""
+    total = 0.0
+    for start, rows in blocks(a, len(b)):
+        d = distances(rows, b)
+        total += float(d.sum()) - (float(d.diagonal(start).sum()) if skip_self else 0.0)
+    return total

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadValue
-from condiff.metrics.checks import blocks, distances, mean_distance, two_sets
+from condiff.metrics.checks import blocks, distances, sum_of_distances, two_sets
 from condiff.random import as_source
 from condiff.typing import Float
 
@@ -82,9 +82,10 @@ def energy_distance(a: Float[Tensor, n * shape], b: Float[Tensor, m * shape], un
 
     def within(rows: Tensor) -> float:
         n = len(rows)
-        return mean_distance(rows, rows) * (n / (n - 1) if unbiased else 1.0)
+        return sum_of_distances(rows, rows, skip_self=True) / (n * (n - 1) if unbiased else n * n)
 
-    return 2.0 * mean_distance(rows_a, rows_b) - within(rows_a) - within(rows_b)
+    between = sum_of_distances(rows_a, rows_b) / (len(rows_a) * len(rows_b))
+    return 2.0 * between - within(rows_a) - within(rows_b)
 
 
 def wasserstein_1d(a: Float[Tensor, n * columns], b: Float[Tensor, m * columns], p: float = 2.0) -> Tensor:

@@ -54,7 +54,8 @@ def ssim(
 ) -> Tensor:
     """Structural similarity (Wang 2004, eq. 13) of each sample (B,), 1 for equal ones.
 
-    Local moments under a Gaussian window, at the positions where it fits, averaged over channels and positions.
+    Local moments under a Gaussian window, averaged over channels and the positions where the window fits, as in the
+    paper (torchmetrics reflects at the border and averages over all positions).
     Signals (B, C, L), images (B, C, H, W) or volumes (B, C, D, H, W).
 
     Raises:

@@ -87,8 +87,9 @@ def memorisation(
     """
     if not 0.0 < level < 1.0:
         raise BadValue(f"level is a fraction in (0, 1), got {level}")
+    heldout, _ = two_sets(heldout, train, ("heldout", "train"))
     generated, train = two_sets(generated, train, ("generated", "train"))
-    heldout, _ = two_sets(heldout.to(train.device).flatten(1), train, ("heldout", "train"))
+    heldout = heldout.to(train.device)
     ours, theirs = nearest(generated, train), nearest(heldout, train)
     typical = float(theirs.median())
     if typical == 0.0:
