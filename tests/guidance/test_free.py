@@ -142,7 +142,7 @@ def test_rescale_restores_the_standard_deviation_per_sample(x):
         return p.x0.flatten(1).std(1)
 
     plain, free = model(x, 0.6, cond), Free(model, 4.0)(x, 0.6, cond)
-    assert (std(free) - std(plain)).abs().min() > 1e-3
+    assert (std(free) - std(plain)).abs().max() > 0.1
     torch.testing.assert_close(std(Free(model, 4.0, rescale=1.0)(x, 0.6, cond)), std(plain))
     half = Free(model, 4.0, rescale=0.5)(x, 0.6, cond).x0
     torch.testing.assert_close(half, 0.5 * free.x0 + 0.5 * free.x0 * (std(plain) / std(free))[:, None, None])
