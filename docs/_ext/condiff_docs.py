@@ -1,0 +1,123 @@
+"""What the pages need beyond Sphinx: maths without a network, and facts that are read when the pages are built.
+
+* Maths is written as MathML by docutils itself; a page needs no script and no server for it.
+* ``{verdict} slug``: the table of a stored reproduction.
+* ``{cite} slug``: its BibTeX entry.
+* ``{command} train``: what ``condiff train --help`` prints.
+* ``{methods}``: the catalogue as a table.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from docutils.utils.math.latex2mathml import tex2mathml
+
+from condiff.methods import ENTRIES, find
+
+# Maths
+
+
+def inline_math(writer: Any, node: nodes.math) -> None:
+    writer.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(writer: Any, node: nodes.math_block) -> None:
+    writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>\n')
+    raise nodes.SkipNode
+
+
+# Directives
+
+
+class Verdict(Directive):
+    """The comparisons of ``condiff/methods/verdicts/<slug>.json`` with their outcome, or that there is none yet."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        slug = self.arguments[0]
+        stored = find(slug).verdict()
+        if stored is None:
+            text = f"This claim hasn't been measured on a reference machine yet: condiff reproduce {slug} measures it."
+            return [nodes.paragraph(text=text)]
+        seeds = len(stored["seeds"])
+        where = f"{stored['notes']}; {seeds} seeds, {stored['seconds']:.0f} s on {stored['machine']}."
+        out: list[nodes.Node] = [nodes.paragraph("", "", nodes.strong(text=stored["verdict"].capitalize() + ": "))]
+        out[0] += nodes.Text(f"{stored['claim']}. {where}")
+        rows = []
+        for c in stored["comparisons"]:
+            better = "lower" if c["lower_is_better"] else "higher"
+            holds = ("holds" if c["holds"] else "does not hold") + f" ({c['gain']:+.1%})"
+            rows.append(
+                (c["name"], _spread(c["baseline_name"], c["baseline"]), _spread(c["ours_name"], c["ours"]), better, holds)
+            )
+        return [*out, table(("measured", "baseline", "ours", "expected", "verdict"), rows)]
+
+
+def _spread(name: str, values: Sequence[float]) -> str:
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{name}: {statistics.fmean(values):.4g} ± {std:.2g}"
+
+
+class Cite(Directive):
+    """The BibTeX entry of a method."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        text = find(self.arguments[0]).bibtex
+        return [nodes.literal_block(text, text, language="bibtex")]
+
+
+class Command(Directive):
+    """The help of a command, as a terminal of 100 columns shows it."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        command = [sys.executable, "-m", "condiff.cli.main", self.arguments[0], "--help"]
+        environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        text = done.stdout.strip()
+        return [nodes.literal_block(text, text, language="text")]
+
+
+class Methods(Directive):
+    """The catalogue: slug, paper, what it is, whether its claim was reproduced."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = []
+        for entry in ENTRIES.values():
+            stored = entry.verdict()
+            rows.append((entry.slug, entry.title, entry.arxiv, entry.summary, stored["verdict"] if stored else "not run"))
+        return [table(("method", "paper", "arXiv", "what it is", "reproduction"), rows)]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> nodes.table:
+    """A plain table."""
+    group = nodes.tgroup(cols=len(head))
+    group += [nodes.colspec(colwidth=1) for _ in head]
+    group += nodes.thead("", _row(head))
+    group += nodes.tbody("", *(_row(row) for row in rows))
+    return nodes.table("", group)
+
+
+def _row(cells: Sequence[str]) -> nodes.row:
+    return nodes.row("", *(nodes.entry("", nodes.paragraph(text=html.unescape(cell))) for cell in cells))
+
+
+def setup(app: Any) -> dict[str, Any]:
+    app.add_html_math_renderer("mathml", inline_renderers=(inline_math, None), block_renderers=(block_math, None))
+    for name, directive in (("verdict", Verdict), ("cite", Cite), ("command", Command), ("methods", Methods)):
+        app.add_directive(name, directive)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
