@@ -34,6 +34,9 @@ class Train:
     labels: OptionalText = None
     """Where labels come from: "folders", a CSV of file,label, or a column or key."""
 
+    option: Several = ()
+    """KEY=VALUE for any option of the data, such as flip=true, range=[0,1] or cond=["age"]."""
+
     skip_bad: Flag = False
     """Leave out files that can't be read instead of stopping at them."""
 
@@ -98,10 +101,16 @@ class Train:
     def _request(self) -> Any:
         from condiff.errors import BadValue
         from condiff.methods.runs import DataRequest, Request
+        from condiff.methods.settings import parse
 
         if self.source is None:
             raise BadValue("say what to train on: condiff train digits, condiff train images --data FOLDER, ...")
-        options = {"size": self.size, "labels": self.labels, "skip_bad": self.skip_bad or None}
+        options = {"size": self.size, "skip_bad": self.skip_bad or None, **parse(self.option)}
+        if self.labels is not None:
+            key, value = {"images": ("labels", self.labels), "arrays": ("cond", {"label": self.labels})}.get(
+                self.source, ("label", self.labels)
+            )
+            options[key] = value
         flags = {
             "training.steps": self.steps,
             "training.batch": self.batch,

@@ -16,11 +16,11 @@ from dataclasses import replace
 
 from condiff.methods import experiment
 from condiff.methods.experiment import Facts
-from condiff.methods.recipe import Recipe, Sampler, default_network
+from condiff.methods.recipe import Recipe, Sampler
 from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.process import Cosine, Gaussian
 from condiff.sampling import DDIM
-from condiff.training import Denoising, TrainConfig, UniformTimes
+from condiff.training import Denoising, UniformTimes
 
 
 def recipe(facts: Facts) -> Recipe:
@@ -32,11 +32,11 @@ def recipe(facts: Facts) -> Recipe:
     facts.need_conditions("cfg")
     return Recipe(
         method="cfg",
-        network=default_network(facts.shape, facts.embeddings),
+        network=facts.network(),
         process=Gaussian(Cosine()),
         target="v",
         objective=Denoising(times=UniformTimes(), transform=facts.dropout(0.1)),
-        training=TrainConfig(),
+        training=facts.training(),
         sampler=Sampler(solver=DDIM(eta=1.0), steps=50, guidance=3.0),
     )
 

@@ -18,22 +18,22 @@ from dataclasses import replace
 
 from condiff.methods import experiment
 from condiff.methods.experiment import Facts
-from condiff.methods.recipe import Recipe, Sampler, default_network
+from condiff.methods.recipe import Recipe, Sampler
 from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.process import Discrete, Gaussian
 from condiff.sampling import DDPM, Spaced
-from condiff.training import ELBO, Denoising, TrainConfig, UniformTimes
+from condiff.training import ELBO, Denoising, UniformTimes
 
 
 def recipe(facts: Facts) -> Recipe:
     """The method on data of the given shape and conditions."""
     return Recipe(
         method="ddpm",
-        network=default_network(facts.shape, facts.embeddings),
+        network=facts.network(),
         process=Gaussian(Discrete()),
         target="noise",
         objective=Denoising(times=UniformTimes(), transform=facts.dropout(0.1)),
-        training=TrainConfig(),
+        training=facts.training(),
         sampler=Sampler(solver=DDPM(), grid=Spaced("trailing"), steps=100, guidance=1.0),
     )
 

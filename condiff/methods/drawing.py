@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from condiff.conditions import as_conditions
 from condiff.data import Data
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, unknown
@@ -22,10 +23,11 @@ from condiff.sampling.loop import as_grid
 
 @dataclass(frozen=True)
 class Drawing:
-    """Samples and how they were made."""
+    """Samples and how they were made; ``truth`` are the real samples whose conditions were used, if they were."""
 
     x: Tensor
     labels: Tensor | None
+    truth: Tensor | None
     names: list[str] | None
     nfe: int
     seconds: float
@@ -42,17 +44,32 @@ def choose_labels(data: Data, wanted: Sequence[str], num: int) -> Tensor | None:
         if wanted:
             raise BadValue("the run has no classes: leave --label out")
         return None
-    classes = list(data.classes)
-    chosen = []
-    for name in wanted:
-        if name in classes:
-            chosen.append(classes.index(name))
-        elif name.isdigit() and int(name) < len(classes):
-            chosen.append(int(name))
-        else:
-            raise unknown("class", name, classes)
-    pool = torch.tensor(chosen or list(range(len(classes))))
+    pool = torch.tensor([_class(data, name) for name in wanted] or list(range(len(data.classes))))
     return pool[torch.arange(num) % len(pool)]
+
+
+def _class(data: Data, name: str) -> int:
+    classes = list(data.classes)
+    if name in classes:
+        return classes.index(name)
+    if name.isdigit() and int(name) < len(classes):
+        return int(name)
+    raise unknown("class", name, classes)
+
+
+def choose_conditions(data: Data, wanted: Sequence[str], num: int) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The conditions of ``num`` samples, and the real samples that they belong to.
+
+    Labels alone are taken in turn. Other conditions come from the rows of ``data``, in turn, with their truth.
+    """
+    labels = choose_labels(data, wanted, num)
+    if set(data.kinds) <= {"label"}:
+        return ({} if labels is None else {"label": labels}), None
+    rows = data.batch(torch.arange(num) % len(data))
+    cond = dict(rows["cond"])
+    if wanted and labels is not None:
+        cond["label"] = labels
+    return cond, rows["x"]
 
 
 def override(sampler: Sampler, *, solver: str | None = None, steps: int | None = None, guidance: float | None = None):
@@ -75,6 +92,7 @@ def draw_samples(
     """Draw ``num`` samples; sample i depends on ``seed + i`` only.
 
     Args:
+        data: where classes, and conditions other than labels, come from.
         wanted: names or indices of classes, taken in turn; all classes without.
         sampler: instead of the recipe's.
         batch: rows a network call.
@@ -82,30 +100,38 @@ def draw_samples(
     if num < 1 or batch < 1:
         raise BadValue(f"num and batch must be at least 1, got {num} and {batch}")
     sampler = sampler or recipe.sampler
-    labels = choose_labels(data, wanted, num)
+    cond, truth = choose_conditions(data, wanted, num)
+    labels = cond.get("label")
     guided = recipe.guided(denoiser, sampler.guidance)
     times = as_grid(sampler.grid, sampler.steps, denoiser.process)
     device = next(iter(denoiser.parameters())).device  # type: ignore[attr-defined]
     started, parts, nfe = time.perf_counter(), [], 0
     for first in range(0, num, batch):
         rows = range(first, min(first + batch, num))
-        x, calls = _batch(guided, sampler, times, rows, seed, labels, device)
+        x, calls = _batch(guided, sampler, times, rows, seed, cond, device)
         parts.append(x.cpu())
         nfe = calls
     names = [data.classes[i] for i in labels.tolist()] if labels is not None else None
-    columns = min(len(set(wanted)) or len(data.classes), 20) if labels is not None else None
+    kinds = min(len(set(wanted)) or len(data.classes), 20) if labels is not None else 1
     return Drawing(
-        torch.cat(parts), labels, names, nfe, time.perf_counter() - started, columns if columns != 1 else None
+        x=torch.cat(parts),
+        labels=labels,
+        truth=truth,
+        names=names,
+        nfe=nfe,
+        seconds=time.perf_counter() - started,
+        columns=kinds if kinds > 1 else None,  # a column a class
     )
 
 
 @torch.no_grad()
-def _batch(guided: Any, sampler: Sampler, times: Tensor, rows: range, seed: int, labels: Tensor | None, device: Any):
+def _batch(guided: Any, sampler: Sampler, times: Tensor, rows: range, seed: int, cond: dict[str, Tensor], device: Any):
     rng = PerSample(seed + i for i in rows)
+    mine = as_conditions({name: value[rows.start : rows.stop] for name, value in cond.items()}, guided.kinds, device)
     process, shape = guided.process, (len(rows), *guided.shape)
-    x = process.prior().sample(process.levels(times[:1])[0], shape, rng, device=device)
-    cond = None if labels is None else {"label": labels[rows.start : rows.stop].to(device)}
+    start = process.levels(times[:1])[0]
+    x = process.prior().sample(start, shape, rng, source=mine.source, device=device)
     nfe = 0
-    for step in trajectory(guided, x, solver=sampler.solver, cond=cond, grid=times, rng=rng):
+    for step in trajectory(guided, x, solver=sampler.solver, cond=mine, grid=times, rng=rng):
         x, nfe = step.x_s, step.nfe
     return x, nfe

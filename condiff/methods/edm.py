@@ -19,11 +19,11 @@ import math
 from condiff.denoiser import EDMPrecondition
 from condiff.methods import ddpm, experiment
 from condiff.methods.experiment import Facts
-from condiff.methods.recipe import Recipe, Sampler, default_network
+from condiff.methods.recipe import Recipe, Sampler
 from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.process import EDM, Gaussian
 from condiff.sampling import DDIM, Heun, Karras, Spaced
-from condiff.training import Denoising, EDMLogNormal, EDMWeight, TrainConfig
+from condiff.training import Denoising, EDMLogNormal, EDMWeight
 
 
 def recipe(facts: Facts) -> Recipe:
@@ -31,7 +31,7 @@ def recipe(facts: Facts) -> Recipe:
     sd = facts.std
     return Recipe(
         method="edm",
-        network=default_network(facts.shape, facts.embeddings),
+        network=facts.network(),
         process=Gaussian(EDM(sigma_max=80.0)),
         target="x0",
         precondition=EDMPrecondition(sigma_data=sd),
@@ -40,7 +40,7 @@ def recipe(facts: Facts) -> Recipe:
             weighting=EDMWeight(sigma_data=sd),
             transform=facts.dropout(0.1),
         ),
-        training=TrainConfig(),
+        training=facts.training(),
         sampler=Sampler(solver=Heun(), grid=Karras(sigma_min=0.002, sigma_max=80.0), steps=18, guidance=1.0),
     )
 

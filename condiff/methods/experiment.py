@@ -15,11 +15,11 @@ from condiff.conditions.embed import Spec
 from condiff.data import Data, digits
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue
-from condiff.methods.recipe import Recipe, Sampler, embedding_for
+from condiff.methods.recipe import Recipe, Sampler, default_network, default_training, embedding_for
 from condiff.methods.reproduction import Comparison, Reproduction, check_budget, machine
 from condiff.metrics import digit_classifier, evaluate
 from condiff.sampling import Grid, Uniform, sample
-from condiff.training import Trainer
+from condiff.training import TrainConfig, Trainer
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class Facts:
         shape: of one sample.
         embeddings: how each condition is embedded.
         std: standard deviation of the values.
+        count: number of samples.
     """
 
     shape: tuple[int, ...]
     embeddings: Mapping[str, Spec] = field(default_factory=dict)
     std: float = 0.5
+    count: int = 0
 
     @classmethod
     def of(cls, data: Data) -> Facts:
@@ -44,7 +46,15 @@ class Facts:
         embeddings = {
             name: embedding_for(data.kinds.get(name, "label"), value, classes) for name, value in some["cond"].items()
         }
-        return cls(tuple(data.shape), embeddings, float(some["x"].double().std()))
+        return cls(tuple(data.shape), embeddings, float(some["x"].double().std()), len(data))
+
+    def network(self) -> Any:
+        """The default network for this data."""
+        return default_network(self.shape, self.embeddings)
+
+    def training(self) -> TrainConfig:
+        """The default training for this data."""
+        return default_training(self.shape, self.count)
 
     def dropout(self, p: float) -> Dropout | None:
         """Condition dropout for classifier-free guidance; None without conditions."""

@@ -45,7 +45,7 @@ def draw(
     sampler = override(run.recipe.sampler, solver=solver, steps=steps, guidance=guidance)
     num = num if num is not None else 8 * (len(labels) or len(run.data.classes) or 8)
     model = run.model(weights, device or default_device())
-    made = draw_samples(model, run.recipe, run.data, num=num, wanted=labels, sampler=sampler, seed=seed, batch=batch)
+    made = draw_samples(model, run.recipe, run.heldout, num=num, wanted=labels, sampler=sampler, seed=seed, batch=batch)
     _write(made, out)
     return {
         "out": str(out),

@@ -15,22 +15,22 @@ from __future__ import annotations
 
 from condiff.methods import experiment
 from condiff.methods.experiment import Facts
-from condiff.methods.recipe import Recipe, Sampler, default_network
+from condiff.methods.recipe import Recipe, Sampler
 from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.process import Gaussian, Process, Rectified, VPLinear
 from condiff.sampling import Euler
-from condiff.training import Denoising, LogitNormal, TrainConfig, UniformTimes
+from condiff.training import Denoising, LogitNormal, UniformTimes
 
 
 def recipe(facts: Facts) -> Recipe:
     """The method on data of the given shape and conditions."""
     return Recipe(
         method="flow-matching",
-        network=default_network(facts.shape, facts.embeddings),
+        network=facts.network(),
         process=Gaussian(Rectified()),
         target="velocity",
         objective=Denoising(times=LogitNormal(), transform=facts.dropout(0.1)),
-        training=TrainConfig(),
+        training=facts.training(),
         sampler=Sampler(solver=Euler(), steps=25, guidance=2.0 if facts.embeddings else 1.0),
     )
 

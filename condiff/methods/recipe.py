@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from condiff.conditions import Label, Tokens, Vector
+from condiff.conditions import Label, Map, Scalar, Tokens, Vector
 from condiff.conditions.embed import Spec
 from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
 from condiff.errors import BadValue
@@ -73,8 +73,12 @@ def embedding_for(kind: str, value: Any, classes: int | None) -> Spec:
         return Label(classes)
     if kind == "vector":
         return Vector(value.shape[-1])
+    if kind == "scalar":
+        return Scalar(float(value.min()), float(value.max()))
     if kind == "tokens" and value.ndim == 3:
         return Tokens(value.shape[-1])
+    if kind == "map":
+        return Map(value.shape[1])
     raise BadValue(
         f"no default embedding for a condition of kind {kind!r} and shape {tuple(value.shape)}; give network="
     )
@@ -98,6 +102,14 @@ def default_network(shape: Sequence[int], conditions: Mapping[str, Spec]) -> Any
     small = _tokens(sides, patch) <= 64
     width, depth, heads = (96, 3, 4) if small else (256, 8, 4)
     return DiTConfig(shape=shape, width=width, depth=depth, heads=heads, patch=patch, conditions=dict(conditions))
+
+
+def default_training(shape: Sequence[int], count: int) -> TrainConfig:
+    """A training that suits the size: half a minute for small samples, a long one with slower averages otherwise."""
+    small = len(shape) > 1 and _tokens(shape[1:], 2) <= 64 and count <= 10_000
+    if small or len(shape) == 1:
+        return TrainConfig(steps=500, batch=128, validate_every=50)
+    return TrainConfig(steps=20_000, batch=128, lr=3e-4, warmup=500, ema=(0.9995, 0.999), save_every=1000)
 
 
 def _tokens(sides: Sequence[int], patch: int) -> int:

@@ -22,6 +22,8 @@ MEANING = {
     "memorised_fraction": "share of samples closer to a training sample than almost any held-out one is",
     "energy": "energy distance to held-out data in pixels (lower)",
     "sliced_wasserstein": "sliced Wasserstein distance to held-out data in pixels (lower)",
+    "psnr": "peak signal-to-noise ratio to the true partner, in dB (higher)",
+    "ssim": "structural similarity to the true partner (higher)",
     "train_seconds": "seconds of training",
     "sample_seconds": "seconds of drawing the evaluation's samples",
     "nfe": "network calls a sample",

@@ -19,6 +19,7 @@ import torch
 from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
 from condiff.data import Data, digits, open_data, split
+from condiff.data.open import options as source_options
 from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadValue
 from condiff.files import write_json
@@ -28,7 +29,7 @@ from condiff.methods.drawing import Drawing, draw_samples
 from condiff.methods.experiment import Facts
 from condiff.methods.judge import judge_of
 from condiff.methods.recipe import Recipe
-from condiff.metrics import evaluate
+from condiff.metrics import evaluate, psnr, ssim
 from condiff.model_files import load_model
 from condiff.training import Status, Trainer
 
@@ -52,7 +53,8 @@ class DataRequest:
         return split(open_data(self.source, **self._arguments()), HELD_OUT)
 
     def _arguments(self) -> dict[str, Any]:
-        names = {"pairs": ("degraded", "clean"), "hub": ("name",)}.get(self.source, ("path",))
+        source_options(self.source)  # refuses an unknown source
+        names = {"pairs": ("degraded", "clean"), "hub": ("dataset",)}.get(self.source, ("path",))
         if len(self.paths) != len(names):
             wanted = " ".join(f"--data {n.upper()}" for n in names)
             raise BadValue(f"{self.source} needs {wanted}, got {len(self.paths)} --data")
@@ -115,9 +117,11 @@ class RunFolder:
         heldout = self.heldout if against is None else self._other(against)
         real = heldout.batch(range(len(heldout)))["x"]
         train = self.data.batch(range(min(len(self.data), 20_000)))["x"]
-        made = draw_samples(self.model(), self.recipe, self.data, num=num or len(real), seed=seed)
+        made = draw_samples(self.model(), self.recipe, heldout, num=num or len(real), seed=seed)
         judge = judge_of(self.request.source, self.data)
         scores = evaluate(made.x, train, real, labels=made.labels if judge else None, classifier=judge)
+        if made.truth is not None and len(self.data.shape) == 3:
+            scores |= {"psnr": float(psnr(made.x, made.truth).mean()), "ssim": float(ssim(made.x, made.truth).mean())}
         metrics = {
             **scores,
             "nfe": made.nfe,
@@ -147,13 +151,13 @@ class RunFolder:
 
     def _periodic_grid(self, denoiser: Any, step: int, folder: Path | None) -> None:
         if folder is not None and len(self.data.shape) == 3:
-            made = draw_samples(denoiser, self.recipe, self.data, num=_grid_size(self.data), seed=0)
+            made = draw_samples(denoiser, self.recipe, self.heldout, num=_grid_size(self.data), seed=0)
             figures.grid(made.x, folder / "samples" / f"step-{step:06d}.png", labels=made.names, columns=made.columns)
 
     def _pictures(self, made: Drawing) -> None:
         if len(self.data.shape) == 3:
             shown = _grid_size(self.data)
-            grid = draw_samples(self.model(), self.recipe, self.data, num=shown, seed=0)
+            grid = draw_samples(self.model(), self.recipe, self.heldout, num=shown, seed=0)
             figures.grid(grid.x, self.folder / "samples.png", labels=grid.names, columns=grid.columns)
         lines = self._log()
         if lines:
