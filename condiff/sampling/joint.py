@@ -41,6 +41,8 @@ class JointSolver(Solver):
         for part in parts:
             if not isinstance(part, Solver) or isinstance(part, JointSolver):
                 raise BadType(f"JointSolver takes a solver, or a dictionary of solvers, got {part!r}")
+        if isinstance(self.solvers, Mapping):
+            object.__setattr__(self, "solvers", dict(self.solvers))
 
     @property
     def stochastic(self) -> bool:

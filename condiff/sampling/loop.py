@@ -17,13 +17,19 @@ from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadType, BadValue
 from condiff.process.algebra import Weight
+from condiff.process.joint import Joint, JointPrior
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
 from condiff.process.prior import Prior
+from condiff.process.token_level import TokenLevel
+from condiff.process.token_prediction import TokenPrediction
 from condiff.random import Source, as_source
 from condiff.sampling.grid import Grid, Uniform
+from condiff.sampling.joint import hold_given, join, shapes, sources
 from condiff.sampling.solver import Solver, State
-from condiff.sampling.solvers.renoise import directed
+
+Tensors = Tensor | dict[str, Tensor]  # a state, or one per variable of a joint process
+Times = Grid | Sequence[float] | Tensor | Mapping[str, Any] | None
 
 
 class Hook:
@@ -51,22 +57,25 @@ class Step:
     """One step of a trajectory: from ``x_t`` at ``t`` to ``x_s`` at ``s``.
 
     ``prediction`` is the step's first evaluation, ``noise`` the draw that was used (None for none), ``nfe`` the
-    number of network calls so far.
+    number of network calls so far. Tokens have levels and predictions of their own kind; in a joint state all of
+    these are dictionaries over the variables.
     """
 
     index: int
-    t: Level
-    s: Level
-    x_t: Tensor
-    x_s: Tensor
-    prediction: Prediction | None
-    noise: Tensor | None
+    t: Level | TokenLevel | dict[str, Any]
+    s: Level | TokenLevel | dict[str, Any]
+    x_t: Tensors
+    x_s: Tensors
+    prediction: Prediction | TokenPrediction | dict[str, Any] | None
+    noise: Tensor | dict[str, Any] | None
     nfe: int
     state: State
 
     @property
-    def dx(self) -> Tensor:
+    def dx(self) -> Tensors:
         """The increment ``x_s - x_t``, noise included."""
+        if isinstance(self.x_t, dict):
+            return {name: self.x_s[name] - x for name, x in self.x_t.items()}
         return self.x_s - self.x_t
 
 
@@ -77,16 +86,16 @@ class Run:
         self.denoiser, self.cond, self.rng, self.hooks = denoiser, cond, rng, tuple(hooks)
         self.nfe = 0
         self.index = 0
-        self.t: Level
-        self.s: Level
+        self.t: Level | TokenLevel | dict[str, Any]
+        self.s: Level | TokenLevel | dict[str, Any]
 
-    def denoise(self, x: Tensor, level: Level) -> Prediction:
-        """One evaluation, with the hooks around it; counts one network call."""
-        if not self.hooks:
-            self.nfe += 1
-            return self.denoiser(x, level, self.cond)
+    def denoise(self, x: Tensor, level: Any, rows: Tensor | None = None) -> Any:
+        """One evaluation, with the hooks around it; counts one network call.
+
+        ``rows`` are the indices of x in the batch, when x is only a part of it: conditions follow.
+        """
         self.nfe += 1
-        prediction = self.denoiser(x, level, self.cond)
+        prediction = self.denoiser(x, level, self.cond if rows is None else self.cond.rows(rows))
         for hook in self.hooks:
             prediction = hook.prediction(prediction, self)
         return prediction
@@ -101,12 +110,16 @@ class Run:
         return self.denoiser.process.noise_law.sample(self.rng, x.shape, x.dtype, x.device)
 
 
-def as_grid(grid: Grid | Sequence[float] | Tensor | None, steps: int | None, process: Any) -> Tensor:
+def as_grid(grid: Times, steps: int | None, process: Any) -> Tensors:
     """A grid object with a number of steps, or explicit times -> float64 times, (N + 1, ...).
+
+    For a joint process a dictionary of them, from one grid for all variables or from a dictionary of grids.
 
     Raises:
         BadValue: steps < 1, fewer than two times, times outside [0, 1], steps beside explicit times.
     """
+    if isinstance(process, Joint):
+        return {name: as_grid(one, steps, process[name]) for name, one in process.each("grid", grid).items()}
     if isinstance(grid, Grid) or grid is None:
         if steps is None:
             raise BadValue("give steps=, the number of solver steps, or a list of times as grid=")
@@ -125,29 +138,30 @@ def as_grid(grid: Grid | Sequence[float] | Tensor | None, steps: int | None, pro
 
 def trajectory(
     denoiser: Denoises,
-    x: Tensor,
+    x: Tensors,
     *,
     solver: Solver,
     cond: Mapping[str, Any] | Conditions | None = None,
     steps: int | None = None,
-    grid: Grid | Sequence[float] | Tensor | None = None,
+    grid: Times = None,
     rng: int | torch.Generator | Sequence[int] | Source | None = None,
     hooks: Sequence[Hook] = (),
-    held: Tensor | None = None,
+    held: Tensors | None = None,
     up: str | None = None,
 ) -> Iterator[Step]:
     """Step from the given state ``x`` along a grid, yielding every step.
 
     Args:
         denoiser: anything with the Denoiser interface.
-        x: the state at the grid's first time, (B, ...).
+        x: the state at the grid's first time, (B, ...); a dictionary for a joint process.
         solver: the update rule.
         cond: conditions.
         steps: number of steps of the grid.
-        grid: a :class:`Grid`, or explicit times: (N + 1,) for all, (N + 1, B) per row, (N + 1, B, F) per frame.
+        grid: a :class:`Grid`, or explicit times: (N + 1,) for all, (N + 1, B) per row, (N + 1, B, F) per frame; for a
+            joint process also a dictionary of grids, one per variable.
         rng: where noise comes from.
         hooks: called inside each step, in order.
-        held: booleans that broadcast to x; what is held comes back bit for bit.
+        held: booleans that broadcast to x; what is held comes back bit for bit. For a joint process a dictionary.
         up: what a step to more noise does: ``"integrate"`` the solver's own rule backwards (inversion),
             ``"renoise"`` a draw from the forward kernel, without a network call (RePaint). By default stochastic
             solvers renoise and deterministic ones integrate.
@@ -156,8 +170,9 @@ def trajectory(
     """
     process = denoiser.process
     levels = process.levels(as_grid(grid, steps, process))
-    run = Run(denoiser, as_conditions(cond, getattr(denoiser, "kinds", None), x.device), as_source(rng), hooks)
-    solver = directed(solver, levels, up)
+    device = next(iter(x.values())).device if isinstance(x, dict) else x.device
+    run = Run(denoiser, as_conditions(cond, getattr(denoiser, "kinds", None), device), as_source(rng), hooks)
+    solver = join(solver, process, levels, up)
     state = solver.start()
     if hasattr(denoiser, "start"):
         denoiser.start()  # stateful guidance begins anew
@@ -167,7 +182,7 @@ def trajectory(
             x = hook.before(x, run)
         x_s, prediction, noise = solver.step(x, c, state, run)
         if held is not None:
-            x_s = torch.where(held, x, x_s)
+            x_s = hold_given(held, x, x_s)
         step = Step(index, run.t, run.s, x, x_s, prediction, noise, run.nfe, state)
         for hook in run.hooks:
             step.x_s = hook.after(step, run)
@@ -182,61 +197,58 @@ def sample(
     num: int | None = None,
     cond: Mapping[str, Any] | Conditions | None = None,
     steps: int | None = None,
-    grid: Grid | Sequence[float] | Tensor | None = None,
-    initial: Tensor | None = None,
-    prior: Prior | None = None,
+    grid: Times = None,
+    initial: Tensors | None = None,
+    prior: Prior | Mapping[str, Prior] | None = None,
     seed: int | None = None,
     seeds: Sequence[int] | None = None,
     rng: int | torch.Generator | Sequence[int] | Source | None = None,
-    shape: Sequence[int] | None = None,
+    shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     hooks: Sequence[Hook] = (),
-    held: Tensor | None = None,
+    held: Tensors | None = None,
     up: str | None = None,
     grad: bool = False,
     progress: bool = False,
     dtype: torch.dtype = torch.float32,
     device: Any = None,
-) -> Tensor:
+) -> Tensors:
     """Draw samples: the last state of a :func:`trajectory`.
 
     Args:
         num: how many; by default as many as there are conditions, seeds, or rows of ``initial``.
         initial: the state at the grid's first time; drawn from ``prior`` when absent.
-        prior: law of the initial state, pure noise by default.
+        prior: law of the initial state, pure noise by default; a dictionary names it for some variables.
         seed, seeds, rng: one seed for the batch, one per sample, or any source. One of them.
-        shape: shape of one sample, when the denoiser doesn't know it.
+        shape: shape of one sample (a dictionary for a joint process), when the denoiser doesn't know it.
         hooks, held, up: as in :func:`trajectory`.
         grad: keep the graph (reward guidance, fine-tuning through the sampler).
         progress: show a bar.
 
     Returns:
-        (num, *shape).
+        (num, *shape), or a dictionary of such.
     """
     given = [r for r in (seed, seeds, rng) if r is not None]
     if len(given) > 1:
         raise BadValue("give one of seed=, seeds=, rng=")
     source = as_source(given[0] if given else None)
     if device is None:
-        device = initial.device if initial is not None else _device(denoiser)
+        device = _device(denoiser, initial)
     cond = as_conditions(cond, getattr(denoiser, "kinds", None), device)
     process = denoiser.process
     times = as_grid(grid, steps, process)
     if initial is None:
-        shape = tuple(shape if shape is not None else denoiser.shape or ())
+        shape = denoiser.shape if shape is None else shape
         if not shape:
             raise BadValue("the denoiser doesn't know the shape of a sample: give shape= or initial=")
-        num = _count(num, cond, seeds)
-        level = process.levels(times[:1])[0]
-        initial = (prior or process.prior()).sample(
-            level, (num, *shape), source, source=cond.source, dtype=dtype, device=device
-        )
+        initial = _start(prior, process, times, _count(num, cond, seeds), shape, source, cond, dtype, device)
     elif prior is not None:
         raise BadValue("give initial= or prior=, not both")
     run = trajectory(denoiser, initial, solver=solver, cond=cond, grid=times, rng=source, hooks=hooks, held=held, up=up)
     if progress:
         from tqdm.auto import tqdm
 
-        run = tqdm(run, total=len(times) - 1, desc="sampling", unit="step", leave=False)
+        total = len(next(iter(times.values())) if isinstance(times, dict) else times) - 1
+        run = tqdm(run, total=total, desc="sampling", unit="step", leave=False)
     x = initial
     with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
         for step in run:
@@ -244,7 +256,20 @@ def sample(
     return x
 
 
-def _device(denoiser: Any) -> torch.device:
+def _start(prior, process, times, num, shape, rng, cond, dtype, device):
+    """The state at the first time, drawn from the prior."""
+    if isinstance(process, Joint):
+        level = process.levels({name: grid[:1] for name, grid in times.items()})[0]
+        prior = JointPrior(prior) if isinstance(prior, Mapping) else prior
+        shape, source = shapes(process, num, shape), sources(cond, process)
+    else:
+        level, shape, source = process.levels(times[:1])[0], (num, *shape), cond.source
+    return (prior or process.prior()).sample(level, shape, rng, source=source, dtype=dtype, device=device)
+
+
+def _device(denoiser: Any, initial: Any) -> torch.device:
+    if initial is not None:
+        return next(iter(initial.values())).device if isinstance(initial, dict) else initial.device
     parameters = getattr(denoiser, "parameters", None)
     first = next(iter(parameters()), None) if callable(parameters) else None
     return first.device if first is not None else torch.device("cpu")

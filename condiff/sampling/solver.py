@@ -50,9 +50,15 @@ class State:
         del self.history[keep:]
 
     def rows(self, index: Any) -> State:
-        """The state of a subset (or a shift) of the batch."""
+        """The state of a subset (or a shift) of the batch, of all variables of a joint one."""
         history = [Entry(e.x[index], e.value[index], e.level) for e in self.history]
-        return State(history, {k: v[index] if isinstance(v, Tensor) else v for k, v in self.extra.items()})
+        return State(history, {k: _rows(v, index) for k, v in self.extra.items()})
+
+
+def _rows(value: Any, index: Any) -> Any:
+    if isinstance(value, State):
+        return value.rows(index)
+    return value[index] if isinstance(value, Tensor) else value
 
 
 def repeats(t: Level, s: Level) -> bool | Tensor:
