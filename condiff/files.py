@@ -100,9 +100,13 @@ def clear_temporaries(folder: str | os.PathLike[str]) -> None:
         remove(path)
 
 
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
     """``data`` as readable JSON, atomically; NaN and infinity are refused."""
-    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+    text = _json(data)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -111,14 +115,15 @@ def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Tensors as a safetensors file, atomically."""
-    tensors = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
     with replacing(path) as temporary:
-        _save(tensors, temporary, {"format": "pt", **(metadata or {})})
+        put_tensors(temporary, tensors, metadata)
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+def put_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Tensors as a safetensors file inside a folder that is being :func:`replacing` d as a whole."""
+    tensors = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
     try:
-        save_file(_unshared(tensors), path, metadata)
+        save_file(_unshared(tensors), path, {"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         codes = [c for c in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if f"os error {c})" in str(error)]
         raise OSError(codes[0] if codes else errno.EIO, str(error)) from error
@@ -172,10 +177,10 @@ def _own_hash(record: Mapping[str, Any]) -> str:
 
 
 def seal(folder: Path, name: str, record: Mapping[str, Any]) -> None:
-    """Write ``record`` as the JSON ``name`` in ``folder``, with the hashes of all files there and of itself."""
+    """Write ``record`` as the JSON ``name`` in a folder that is being replaced, with all hashes, its own included."""
     files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != name}
     record = json.loads(json.dumps({**record, "files": files}, allow_nan=False))
-    write_json(folder / name, {**record, "sha256": _own_hash(record)})
+    (folder / name).write_text(_json({**record, "sha256": _own_hash(record)}), encoding="utf-8")
 
 
 def unseal(folder: Path, name: str) -> dict[str, Any]:

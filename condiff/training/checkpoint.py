@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadFile
-from condiff.files import clear_temporaries, read_tensors, remove, replacing, seal, unseal, write_tensors
+from condiff.files import clear_temporaries, put_tensors, read_tensors, remove, replacing, seal, unseal
 from condiff.training.parallel import fill, whole
 
 STATE = "state.json"
@@ -57,7 +57,7 @@ class Checkpoints:
         with replacing(path) as temporary:
             temporary.mkdir()
             for name, (tensors, metadata) in files.items():
-                write_tensors(temporary / f"{name}.safetensors", tensors, metadata)
+                put_tensors(temporary / f"{name}.safetensors", tensors, metadata)
             seal(temporary, STATE, {"format": FORMAT, "step": step, **state})
         best = (state.get("best") or {}).get("step")
         self._prune({*self.steps()[-self.keep_last :], step, best})

@@ -120,9 +120,18 @@ class Engine:
     @contextmanager
     def seeded(self, *keys: int | str) -> Iterator[None]:
         """Inside, torch's global generator is seeded with the seed and the keys; outside, it is untouched."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self.config.seed, *keys))
+        # torch.manual_seed would do, but it also queues seeds for absent devices, at milliseconds a step.
+        generators = [torch.default_generator]
+        if self.device.type == "cuda":
+            generators.append(torch.cuda.default_generators[self.device.index or 0])
+        before = [g.get_state() for g in generators]
+        for g in generators:
+            g.manual_seed(derive_seed(self.config.seed, *keys))
+        try:
             yield
+        finally:
+            for g, state in zip(generators, before, strict=True):
+                g.set_state(state)
 
     # Modes
 

@@ -114,13 +114,7 @@ class Trainer:
             self._take_up()
         elif resume:
             raise BadValue("resume=True needs run_dir=, the run to continue")
-        self.log = Log(
-            self.folder if self.parallel.main else None,
-            self.step,
-            tensorboard=config.tensorboard,
-            wandb=config.wandb,
-            config=self.record,
-        )
+        self.history: list[dict[str, Any]] = []
 
     def _check_rows(self, data: Any) -> None:
         """Data that doesn't fit is refused before anything is written."""
@@ -150,7 +144,11 @@ class Trainer:
             NonFinite: the loss or a gradient is not a number; the last checkpoint is untouched.
             BadFile: a checkpoint can't be written; earlier ones are untouched.
         """
-        self.progress = Progress(self.config.steps, self.quiet or not self.parallel.main)
+        config, main = self.config, self.parallel.main
+        boards = {"tensorboard": config.tensorboard, "wandb": config.wandb, "config": self.record}
+        self.log = Log(self.folder if main else None, self.step, **boards)
+        self.history = self.log.history
+        self.progress = Progress(config.steps, self.quiet or not main)
         try:
             with StopRequest() as stop, self.engine.training():
                 return self._loop(stop)
