@@ -1,7 +1,8 @@
 """One attention: self, cross or joint, with a switch between a fused and a plain kernel.
 
 ``"sdpa"`` is torch's fused kernel. ``"plain"`` is written out in products and a softmax: slower, and it supports
-forward-mode derivatives, double backward and ``vmap``. Both give the same numbers.
+forward-mode derivatives, double backward and ``vmap``. Both give the same numbers. The switch covers group
+normalisation as well, whose fused kernel has the same limits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from condiff.errors import BadValue, unknown
 from condiff.networks.embedding import rotate
+from condiff.networks.norm import GroupNorm
 
 BACKENDS = ("sdpa", "plain")
 
@@ -108,18 +110,18 @@ class Attention(nn.Module):
 
 
 def set_attention(module: nn.Module, backend: str) -> None:
-    """Switch every attention in ``module`` to ``"sdpa"`` or ``"plain"``."""
+    """Switch every attention (and group normalisation) in ``module`` to ``"sdpa"`` or ``"plain"``."""
     if backend not in BACKENDS:
         raise unknown("attention backend", backend, BACKENDS)
     for part in module.modules():
-        if isinstance(part, Attention):
+        if isinstance(part, Attention | GroupNorm):
             part.backend = backend
 
 
 @contextmanager
 def use_attention(module: nn.Module, backend: str) -> Iterator[None]:
     """``with use_attention(net, "plain"):`` switches every attention for a while."""
-    before = [(part, part.backend) for part in module.modules() if isinstance(part, Attention)]
+    before = [(part, part.backend) for part in module.modules() if isinstance(part, Attention | GroupNorm)]
     set_attention(module, backend)
     try:
         yield

@@ -187,6 +187,7 @@ class DiT(Network):
             h = h + factors.to(h.dtype)
         c = self.time(self._grouped(time, grid))
         c = F.silu(c if told.vector is None else c + told.vector[:, None])
+        mask = mask[None, None] if mask is not None and mask.ndim == 2 else mask
         turn = factors if self.config.positions == "rotary" else None
         joint = told.tokens is not None and self.config.tokens == "joint"
         return Hidden(h, c, told.tokens, told.mask, c.mean(dim=1, keepdim=True) if joint else None, turn, mask, grid)

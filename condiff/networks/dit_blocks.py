@@ -158,7 +158,6 @@ def joint_mask(
     total = n + context.shape[1]
     out = torch.ones(context.shape[0], 1, queries, total, dtype=torch.bool, device=context.device)
     if mask is not None:
-        mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
         out = out.expand(-1, mask.shape[1], -1, -1).clone()
         out[:, :, :n, :n] = mask
     if context_mask is not None:

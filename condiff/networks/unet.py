@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from condiff.conditions import ConditionBank, Conditions
 from condiff.errors import BadValue, unknown
-from condiff.networks.attention import BACKENDS
+from condiff.networks.attention import BACKENDS, set_attention
 from condiff.networks.base import Network, configured, freeze, split_variance, zeroed
 from condiff.networks.embedding import TimeEmbedding
 from condiff.networks.layout import layout_of, per_axis
+from condiff.networks.norm import GroupNorm
 from condiff.networks.unet_blocks import (
     CONV,
     AttentionBlock,
@@ -28,7 +29,6 @@ from condiff.networks.unet_blocks import (
     Layer,
     ResBlock,
     Upsample,
-    group_norm,
     heads_of,
 )
 
@@ -145,9 +145,10 @@ class UNet(Network):
             [Layer(self._res(last, last), middle_attention), Layer(self._res(last, last), None)]
         )
         self._decoder(widths, skips)
-        self.norm = group_norm(c.width, c.groups)
+        self.norm = GroupNorm(c.width, c.groups)
         channels = self.layout.channels * (c.outputs + c.learned_variance)
         self.output = zeroed(conv(c.width, channels, 3, padding=1))
+        set_attention(self, c.attention)
         if self.memory_format is not torch.contiguous_format:
             self.to(memory_format=self.memory_format)
 
@@ -205,7 +206,7 @@ class UNet(Network):
         x = self.layout.channel_first(x)
         told = self.bank(cond, x, self.layout.channel_first)
         x = torch.cat([x, *told.maps], dim=1) if told.maps else x
-        if self.memory_format is not torch.contiguous_format:
+        if self.memory_format is not torch.contiguous_format and self.norm.backend == "sdpa":
             x = x.contiguous(memory_format=self.memory_format)
         c = self.time(self._grouped(time, x))
         c = F.silu(c if told.vector is None else c + told.vector[:, None])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,14 +11,10 @@ from torch import Tensor, nn
 from condiff.errors import BadValue
 from condiff.networks.attention import Attention
 from condiff.networks.base import zeroed
+from condiff.networks.norm import GroupNorm
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Group normalisation in as many groups as divide both ``groups`` and ``channels``."""
-    return nn.GroupNorm(math.gcd(groups, channels), channels, eps=1e-5)
 
 
 def over_space(factors: Tensor, axes: int) -> Tensor:
@@ -37,9 +32,9 @@ class ResBlock(nn.Module):
         super().__init__()
         conv = CONV[axes]
         self.axes, self.film = axes, film
-        self.norm1, self.conv1 = group_norm(inner, groups), conv(inner, outer, 3, padding=1)
+        self.norm1, self.conv1 = GroupNorm(inner, groups), conv(inner, outer, 3, padding=1)
         self.modulation = nn.Linear(emb, outer * (2 if film == "scale_shift" else 1))
-        self.norm2, self.conv2 = group_norm(outer, groups), zeroed(conv(outer, outer, 3, padding=1))
+        self.norm2, self.conv2 = GroupNorm(outer, groups), zeroed(conv(outer, outer, 3, padding=1))
         self.shortcut = conv(inner, outer, 1) if inner != outer else nn.Identity()
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -58,7 +53,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, heads: int, groups: int, context: int | None, backend: str) -> None:
         super().__init__()
-        self.norm = group_norm(channels, groups)
+        self.norm = GroupNorm(channels, groups)
         self.attn = Attention(channels, heads, backend=backend)
         zeroed(self.attn.out)
         self.cross = None
