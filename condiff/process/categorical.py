@@ -133,8 +133,8 @@ class TokenProcess(ABC):
             noise = as_source(rng).uniform(x0.shape, device=x0.device)
         elif noise.shape != x0.shape:
             raise BadValue(f"noise of shape {tuple(noise.shape)} must have the shape of x0, {tuple(x0.shape)}")
-        visible = self._spread(level.visible, x0)
-        kept = visible * self._spread(level.retain, x0)
+        visible = self.spread(level.visible, x0)
+        kept = visible * self.spread(level.retain, x0)
         x_t = torch.where(noise < kept, x0, self.mask_id)
         if not self.visible_is_clean:
             share = (noise - kept) / (visible - kept).clamp_min(torch.finfo(torch.float64).tiny)
@@ -182,7 +182,7 @@ class TokenProcess(ABC):
         return TokenPrior()
 
     @staticmethod
-    def _spread(weight: Weight, x: Tensor) -> Tensor:
+    def spread(weight: Weight, x: Tensor) -> Tensor:
         """A coefficient in float64, broadcast over the trailing dimensions of x (B, ...)."""
         out = torch.as_tensor(weight, dtype=torch.float64, device=x.device)
         return out.reshape(out.shape + (1,) * (x.ndim - out.ndim)) if out.ndim else out
@@ -192,7 +192,7 @@ class TokenProcess(ABC):
     def log_likelihood(self, x_t: Tensor, t: TokenTime) -> Tensor:
         """``log q(x_t^i | x0^i = v)`` for ids x_t, (B, ..., V) float64."""
         level = self.at(t)
-        mask, lost, visible, retain = (self._spread(w, x_t)[..., None] for w in level[1:5])
+        mask, lost, visible, retain = (self.spread(w, x_t)[..., None] for w in level[1:5])
         same = x_t[..., None] == torch.arange(self.vocab, device=x_t.device)
         token = visible * (retain * same + lost / self.vocab)
         return torch.where((x_t == self.mask_id)[..., None], mask, token).log()
@@ -220,25 +220,29 @@ class TokenProcess(ABC):
         """
         x, t, s = prediction.x_t, prediction.level, self.at(s)
         if soft(x):
-            raise BadValue("the posterior needs a state of ids, not a soft one-hot")
-        mask_t, mask_s = self._spread(t.mask, x)[..., None], self._spread(s.mask, x)[..., None]
-        if bool((self._spread(s.t, x) > self._spread(t.t, x)).any()):
+            raise BadValue("a posterior needs a state of ids, not soft one-hots")
+        if bool((self.spread(s.t, x) > self.spread(t.t, x)).any()):
             raise BadValue(f"a posterior goes back in time: s = {s.t} must not exceed t = {t.t}")
         log_p = prediction.log_probs.double()
         masked = (x == self.mask_id)[..., None]
         if self.visible_is_clean:
             hidden = visible = log_p
         else:
-            lost_s, retain_s = (self._spread(w, x)[..., None] for w in (s.lost, s.retain))
+            lost_s, retain_s = (self.spread(w, x)[..., None] for w in (s.lost, s.retain))
             hidden = _log_add(log_p + retain_s.log(), (lost_s / self.vocab).log())
             visible = self._visible_posterior(log_p, x, t, s)
-        stay = torch.where(mask_t > 0.0, mask_s / mask_t, 1.0)
+        stay = self.stay(t, s, x)[..., None]
         data = torch.where(masked, hidden + torch.log1p(-stay), visible)
         return torch.cat([data, torch.where(masked, stay, 0.0).log()], -1)
 
+    def stay(self, t: TokenLevel, s: TokenLevel, x: Tensor) -> Tensor:
+        """The probability ``mask_s / mask_t`` that a MASK of time t is one at s < t already, broadcast over x."""
+        mask_t = self.spread(t.mask, x)
+        return torch.where(mask_t > 0.0, self.spread(s.mask, x) / mask_t, 1.0)
+
     def _visible_posterior(self, log_p: Tensor, x: Tensor, t: TokenLevel, s: TokenLevel) -> Tensor:
         lost_t, retain_t, lost_s, retain_s = (
-            self._spread(w, x)[..., None] for w in (t.lost, t.retain, s.lost, s.retain)
+            self.spread(w, x)[..., None] for w in (t.lost, t.retain, s.lost, s.retain)
         )
         same = x[..., None] == torch.arange(self.vocab, device=x.device)
         step = (retain_t / retain_s * same + (lost_t - lost_s) / retain_s / self.vocab).log()
@@ -265,7 +269,7 @@ class TokenProcess(ABC):
         x, level = prediction.x_t, prediction.level
         log_r = prediction.log_probs.double() - self.log_likelihood(x, level)
         total = log_r.logsumexp(-1, keepdim=True)
-        mask, lost, visible, retain = (self._spread(w, x)[..., None] for w in level[1:5])
+        mask, lost, visible, retain = (self.spread(w, x)[..., None] for w in level[1:5])
         data = visible.log() + _log_add(retain.log() + log_r, (lost / self.vocab).log() + total)
         out = torch.cat([data, mask.log() + total], -1)
         return torch.where(prediction.masked[..., None], out, torch.nan) if self.visible_is_clean else out
@@ -277,7 +281,7 @@ class TokenProcess(ABC):
         w at the shuffling rate / V times the ratio. Zero towards x_t itself and towards MASK.
         """
         x, level = prediction.x_t, prediction.level
-        mask, lost, _, retain, d_mask, d_lost = (self._spread(w, x)[..., None] for w in level[1:-1])
+        mask, lost, _, retain, d_mask, d_lost = (self.spread(w, x)[..., None] for w in level[1:-1])
         probs = prediction.probs.double()
         masked = (x == self.mask_id)[..., None]
         reveal = torch.where(mask > 0.0, d_mask / mask, 0.0)

@@ -6,6 +6,7 @@ from condiff.sampling.grid import Grid, Power, Shifted, Uniform
 from condiff.sampling.hooks import ClipX0, Displace, DynamicThreshold, MeanShift, Record, X0Replace
 from condiff.sampling.inpaint import Inpaint, repaint_grid
 from condiff.sampling.inversion import Inversion, invert
+from condiff.sampling.joint import JointSolver
 from condiff.sampling.likelihood import Likelihood, log_likelihood
 from condiff.sampling.loop import Hook, Run, Step, sample, trajectory
 from condiff.sampling.sigmas import BetaSigmas, Karras, UniformLogSNR
@@ -19,6 +20,8 @@ from condiff.sampling.solvers.heun import Heun
 from condiff.sampling.solvers.renoise import Renoise
 from condiff.sampling.solvers.runge_kutta import RungeKutta
 from condiff.sampling.solvers.sde import SDE
+from condiff.sampling.solvers.token_filter import TokenFilter
+from condiff.sampling.solvers.tokens import RelaxedAncestral, TauLeaping, TokenAncestral, Unmask, infill
 from condiff.sampling.solvers.unipc import UniPC
 from condiff.sampling.spacing import Spaced, resolution_shift
 
@@ -42,12 +45,14 @@ __all__ = [
     "Hook",
     "Inpaint",
     "Inversion",
+    "JointSolver",
     "Karras",
     "Likelihood",
     "MeanShift",
     "Power",
     "PredictorCorrector",
     "Record",
+    "RelaxedAncestral",
     "Renoise",
     "Run",
     "RungeKutta",
@@ -56,10 +61,15 @@ __all__ = [
     "Spaced",
     "State",
     "Step",
+    "TauLeaping",
+    "TokenAncestral",
+    "TokenFilter",
     "UniPC",
     "Uniform",
     "UniformLogSNR",
+    "Unmask",
     "X0Replace",
+    "infill",
     "invert",
     "log_likelihood",
     "repaint_grid",
