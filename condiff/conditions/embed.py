@@ -347,7 +347,7 @@ def _indicator(present: Tensor, like: Tensor) -> Tensor:
 def _aligned(value: Tensor, channels: int, like: Tensor, what: str) -> Tensor:
     wanted = (like.shape[0], channels, *like.shape[2:])
     if value.shape != wanted:
-        raise BadValue(f"a {what} of {wanted} (channels first) goes beside this state, got {tuple(value.shape)}")
+        raise BadValue(f"the {what} beside this state has shape {wanted} (channels first), got {tuple(value.shape)}")
     return value.to(like.dtype)
 
 

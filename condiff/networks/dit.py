@@ -210,7 +210,7 @@ class DiT(Network):
             allowed.add(grid[0])
         if time.ndim != 2 or time.shape[1] not in allowed:
             raise BadValue(
-                f"times of a {self.layout.name} with patches {self.patch} are (B,) or (B, n) with n in "
+                f"times of {self.layout.name} samples with patches {self.patch} are (B,) or (B, n) with n in "
                 f"{sorted(allowed)}, got {tuple(time.shape)}"
             )
         return time

@@ -237,7 +237,7 @@ def test_bad_inputs_are_refused_at_the_door():
         (x[:, :1], t, "came to a network of image samples"),
         (x[0], t, "came to a network of image samples"),
         (x, t[:2], "one entry per row"),
-        (x, t[:, None, None].expand(3, 6, 1), "times of a image|times of an image|times of"),
+        (x, t[:, None, None].expand(3, 6, 1), "times of image samples"),
         (x, t[:, None].expand(3, 5), "times of"),
     ]:
         with pytest.raises(BadValue, match=said):
