@@ -10,6 +10,7 @@ from condiff.process.level import Level, Time, stack_levels
 from condiff.process.noise import NoiseLaw, Normal, StudentT
 from condiff.process.prediction import KINDS, Prediction, mix
 from condiff.process.prior import Given, Moments, Prior
+from condiff.process.retime import Retimed
 from condiff.process.schedule import EDM, Cosine, Rectified, Schedule, VPLinear
 from condiff.process.table import Discrete
 from condiff.process.tabulated import Tabulated
@@ -48,6 +49,7 @@ __all__ = [
     "RatioKeep",
     "Rectified",
     "Residual",
+    "Retimed",
     "Schedule",
     "Sigmoid",
     "StudentT",
