@@ -45,6 +45,7 @@ class Data(ABC):
     kinds: Mapping[str, str] = {}
     classes: tuple[str, ...] = ()
     refused: Sequence[Refused] = ()
+    _fingerprint: str | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -60,7 +61,7 @@ class Data(ABC):
     @property
     @abstractmethod
     def value_range(self) -> tuple[float, float]:
-        """Smallest and largest value of x that was seen."""
+        """Smallest and largest value of x that was seen; for pictures that weren't, the largest range there is."""
 
     @property
     def labels(self) -> Tensor | None:
@@ -94,12 +95,11 @@ class Data(ABC):
 
     def fingerprint(self) -> str:
         """sha256 of the content and of how it is read; a resumed run checks that it is unchanged."""
-        cached = self.__dict__.get("_fingerprint")
-        if cached is None:
+        if self._fingerprint is None:
             digest = hashlib.sha256(f"{type(self).__name__} {self.shape} {self.classes} {len(self)}".encode())
             self._content(digest)
-            cached = self.__dict__["_fingerprint"] = digest.hexdigest()
-        return cached
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def info(self) -> dict[str, Any]:
         """The facts behind :meth:`describe`, JSON-ready."""
@@ -232,8 +232,7 @@ class TensorData(Data):
     def _content(self, digest: Any) -> None:
         digest.update(f"{self.affine} {self.flip} {self.seed} {sorted(self.kinds.items())}".encode())
         for key, value in (("x", self.x), *sorted(self.cond.items())):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(memoryview(value.detach().cpu().contiguous().numpy()).cast("B"))
+            hash_tensor(digest, key, value)
 
 
 def infer_kind(name: str, value: Tensor) -> str:
@@ -251,6 +250,13 @@ def infer_kind(name: str, value: Tensor) -> str:
             f"can't tell the kind of condition {name!r} {value.dtype} {tuple(value.shape)}: name it in kinds="
         )
     return kind
+
+
+def hash_tensor(digest: Any, name: str, value: Tensor) -> None:
+    """Feed a tensor's name, dtype, shape and values to a hash, without a copy."""
+    digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+    if value.numel():
+        digest.update(value.detach().cpu().contiguous().numpy().data.cast("B"))
 
 
 def flip_rows(x: Tensor, which: Tensor) -> Tensor:
@@ -287,4 +293,4 @@ class Subset(Data):
 
     def _content(self, digest: Any) -> None:
         digest.update(self.data.fingerprint().encode())
-        digest.update(memoryview(self.index.contiguous().numpy()).cast("B"))
+        hash_tensor(digest, "rows", self.index)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condiff.data.base import Data, Refused, check_labels, flip_rows
+from condiff.data.base import Data, Refused, check_labels, flip_rows, hash_tensor
 from condiff.data.picture import Framing, cut, decode, hw, is_grey, resize, to_array, to_mode
 from condiff.data.seeded import uniform
 from condiff.errors import BadFile, BadValue
@@ -119,7 +119,7 @@ class Pictures(Data):
             )
             hint = "; skip_bad=True leaves them out" if len(bad) < total else ""
             raise BadFile(f"{self.name}: {len(bad)} of {total} pictures can't be used{hint}:{listed}")
-        self.refused += bad
+        self.refused = [*self.refused, *bad]
 
     def _one_size(self, checked: Sequence[_Checked]) -> tuple[int, int]:
         sizes = sorted({c.size for c in checked})
@@ -199,8 +199,7 @@ class Pictures(Data):
             digest.update("\n".join(s.name for s in sources).encode())
         digest.update("".join(self._digests or self._read_digests()).encode())
         for key, value in sorted(self.cond.items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(memoryview(value.contiguous().numpy()).cast("B"))
+            hash_tensor(digest, key, value)
 
     def _read_digests(self) -> list[str]:
         rows = zip(*self.views.values(), strict=True)

@@ -37,7 +37,7 @@ def frechet(features_a: Float[Tensor, n * features], features_b: Float[Tensor, m
 
     Example:
         >>> x = torch.linspace(-1, 1, 50)[:, None]
-        >>> round(frechet(x, x + 2.0), 12)
+        >>> round(frechet(x, x + 2.0), 6)
         4.0
     """
     a, b = two_sets(features_a, features_b, ("features_a", "features_b"), least=2)
