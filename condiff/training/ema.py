@@ -118,9 +118,9 @@ class EMA:
         """Take in the weights after step ``step`` (the first is 1)."""
         if not self._live:
             return
-        live = [_wide(p) for p in self._live]
+        live = [_wide(p) for p in _locals(self._live)]
         for name, average in self.averages.items():
-            torch._foreach_lerp_(self.values[name], live, 1.0 - average.keep(step))
+            torch._foreach_lerp_(_locals(self.values[name]), live, 1.0 - average.keep(step))
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The averaged parameters and the buffers, by name."""
@@ -158,7 +158,12 @@ class EMA:
 
 def _copy(to: list[Tensor], what: list[Tensor]) -> None:
     if to:
-        torch._foreach_copy_(to, what)
+        torch._foreach_copy_(_locals(to), _locals(what))
+
+
+def _locals(tensors: list[Tensor]) -> list[Tensor]:
+    """This process's shards of sharded tensors; others as they are."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]  # type: ignore[operator]
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
