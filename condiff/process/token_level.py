@@ -40,7 +40,13 @@ class TokenLevel(NamedTuple):
 
     def rows(self, index: Any) -> TokenLevel:
         """The level of a subset of the batch."""
-        return TokenLevel(*(w[index] if isinstance(w, Tensor) and w.ndim else w for w in self[:-1]), self.process)
+
+        def pick(w: Weight) -> Weight:
+            if not isinstance(w, Tensor) or w.ndim == 0:
+                return w
+            return w[index.to(w.device) if isinstance(index, Tensor) else index]
+
+        return self._replace(**{name: pick(getattr(self, name)) for name in self._fields if name != "process"})
 
 
 TokenTime = float | Tensor | TokenLevel

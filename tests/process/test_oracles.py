@@ -8,7 +8,20 @@ import torch
 
 from condiff.conditions import Condition, Conditions
 from condiff.errors import BadType, BadValue, Degenerate, Incompatible
-from condiff.process import EDM, Cosine, Gaussian, NoiseLaw, Normal, Process, Rectified, VPLinear
+from condiff.process import (
+    EDM,
+    Bridge,
+    Cosine,
+    Gaussian,
+    Interpolant,
+    NoiseLaw,
+    Normal,
+    Process,
+    Rectified,
+    Residual,
+    StudentT,
+    VPLinear,
+)
 from condiff.process.oracles import empirical, gaussian, mixture, observed, paired
 
 SCHEDULES = [Cosine(), VPLinear(), Rectified(shift=2.0), EDM(sigma_max=5.0, rho=1.0)]
@@ -44,16 +57,7 @@ def points(process):
 
 
 @dataclass(frozen=True)
-class StudentT(NoiseLaw):
-    df: float
-
-    def sample(self, rng, shape, dtype, device="cpu"):
-        c = 2.0 * rng.gamma(0.5 * self.df, (shape[0], *[1] * (len(shape) - 1)), torch.float64)
-        return (rng.normal(shape, torch.float64) / torch.sqrt(c / self.df)).to(dtype)
-
-
-@dataclass(frozen=True)
-class Bridge(Process):
+class Arch(Process):
     noise_law: NoiseLaw = field(default_factory=Normal)
 
     def curves(self, t):
@@ -373,7 +377,7 @@ def test_an_operator_may_be_a_function():
 
 
 def test_paired_gaussian_is_the_joint_conditional():
-    process, t = Bridge(), 0.3
+    process, t = Arch(), 0.3
     mean, cov = rand(2, 1, 2), spd(4)
     level = process.at(t)
     x, y = rand(5, 1, 2, seed=3), rand(5, 1, 2, seed=4)
@@ -399,15 +403,31 @@ def test_paired_gaussian_is_the_joint_conditional():
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("t", [0.4, times(5)])
 def test_paired_mixture_obeys_tweedie(blind, t):
-    oracle = paired(Bridge(), rand(3, 2, 2), spd(3, 4), weights=[1, 2, 3], labels=[0, 1, 1], blind=blind)
+    oracle = paired(Arch(), rand(3, 2, 2), spd(3, 4), weights=[1, 2, 3], labels=[0, 1, 1], blind=blind)
     x, y = rand(5, 2, seed=3).requires_grad_(), rand(5, 2, seed=4)
     cond = Conditions({"y": Condition(y, "endpoint"), "label": Condition(torch.tensor([0, 1, 1, 0, 1]), "label")})
     (gradient,) = torch.autograd.grad(oracle.log_prob(x, t, cond).sum(), x)
     torch.testing.assert_close(oracle(x, t, cond).score, gradient, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("process", [Bridge(), Interpolant(), Interpolant("trig", gamma="brownian"), Residual()])
+@pytest.mark.parametrize("blind", [False, True])
+def test_paired_reaches_both_ends_of_every_endpoint_process(process, blind):
+    oracle = paired(process, rand(2, 2), spd(4), blind=blind)
+    x, y = rand(5, 2, seed=3), rand(5, 2, seed=4)
+    for t in (0.0, 0.5, 1.0):
+        said = oracle(x, t, {"y": Condition(y, "endpoint")})
+        level = said.level
+        back = level.data * said.x0 + level.source * said.source + level.noise * said.noise
+        if blind or level.noise > 0.0:  # else x_t says what y already has said
+            torch.testing.assert_close(back, x, rtol=1e-9, atol=1e-9)
+        assert torch.isfinite(said.x0).all() and torch.isfinite(said.noise).all()
+        if level.data == 1.0 and level.noise == 0.0:
+            torch.testing.assert_close(said.x0, x - level.source * said.source)
+
+
 def test_paired_draws_agree_with_given():
-    oracle = paired(Bridge(), rand(3, 2, 2), spd(3, 4), weights=[1, 2, 3])
+    oracle = paired(Arch(), rand(3, 2, 2), spd(3, 4), weights=[1, 2, 3])
     x0, y = oracle.sample(60000, 0, dtype=torch.float64)
     parts, log_w = oracle.given(y)
     predicted = (log_w.exp()[..., None] * parts.means).sum(1)
@@ -417,11 +437,11 @@ def test_paired_draws_agree_with_given():
 
 
 def test_an_independent_endpoint_only_shifts():
-    oracle, x, y = full(Bridge()), rand(5, 2, 2), rand(5, 2, 2, seed=4)
+    oracle, x, y = full(Arch()), rand(5, 2, 2), rand(5, 2, 2, seed=4)
     cond = {"y": Condition(y, "endpoint")}
     level = oracle.process.at(0.3)
 
-    class Twin(Bridge):
+    class Twin(Arch):
         def curves(self, t):
             a, _, s, da, _, ds = super().curves(t)
             return a, 0 * t, s, da, 0 * t, ds

@@ -145,7 +145,7 @@ def make_components(
     shape, rows = tuple(means.shape[1:]), means.flatten(1)
     if (covs is None) == (stds is None):
         raise BadValue("give either covs= or stds=")
-    if stds is not None:
+    if covs is None:
         return Components(rows, _variances(torch.as_tensor(stds, dtype=torch.float64), means)), shape
     covs = torch.as_tensor(covs, dtype=torch.float64)
     count, dims = rows.shape
