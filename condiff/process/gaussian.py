@@ -70,16 +70,16 @@ class Process(ABC):
         times = as_time(t)
         curves = self.curves(times)
         if not isinstance(t, Tensor):
-            return Level(float(t), *(float(c) for c in curves), self)
-        return Level(times, *curves, self)
+            return Level._make((float(t), *(float(c) for c in curves), self))
+        return Level._make((times, *curves, self))
 
     def levels(self, grid: Tensor) -> list[Level]:
         """One level per row of a grid ``(N,)`` (numbers) or ``(N, ...)`` (tensors), all worked out at once."""
         times = as_time(grid, "grid")
         curves = (times, *self.curves(times))
         if times.ndim == 1:
-            return [Level(*row, self) for row in zip(*(c.tolist() for c in curves), strict=True)]
-        return [Level(*row, self) for row in zip(*(c.unbind(0) for c in curves), strict=True)]
+            return [Level._make((*row, self)) for row in zip(*(c.tolist() for c in curves), strict=True)]
+        return [Level._make((*row, self)) for row in zip(*(c.unbind(0) for c in curves), strict=True)]
 
     # Forward
 

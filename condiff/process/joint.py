@@ -145,7 +145,9 @@ class JointPrior(Prior):
 
     priors: Mapping[str, Prior] = field(default_factory=dict)
 
-    def sample(self, level, shape, rng, *, source=None, dtype=torch.float32, device="cpu") -> dict[str, Tensor]:
+    def sample(
+        self, level: Any, shape: Any, rng: Source, *, source: Any = None, dtype=torch.float32, device="cpu"
+    ) -> Any:
         """Args as in :class:`Prior`, with dictionaries for ``level``, ``shape`` and ``source``."""
         for name in self.priors:
             if name not in level:

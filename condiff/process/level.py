@@ -17,7 +17,10 @@ from condiff.process.algebra import Weight
 
 
 class Level(NamedTuple):
-    """A time and the coefficients ``x_t = data x0 + source y + noise z`` there; numbers for one common time, else float64 tensors of t's shape."""
+    """A time and the coefficients ``x_t = data x0 + source y + noise z`` there.
+
+    Numbers for one common time, else float64 tensors of t's shape.
+    """
 
     t: Weight
     data: Weight
@@ -31,8 +34,6 @@ class Level(NamedTuple):
     @property
     def log_snr(self) -> Weight:
         """``log(data^2 / noise^2)``; ``+-inf`` where one of them is 0."""
-        if isinstance(self.t, Tensor):
-            return 2.0 * (torch.log(self.data) - torch.log(self.noise))
         return 2.0 * (algebra.log(self.data) - algebra.log(self.noise))
 
     @property
@@ -48,4 +49,4 @@ Time = float | Tensor | Level
 def stack_levels(levels: Sequence[Level]) -> Level:
     """Scalar levels of one process -> one level with tensors of shape ``(N,)``."""
     columns = zip(*(level[:-1] for level in levels), strict=True)
-    return Level(*(torch.tensor(c, dtype=torch.float64) for c in columns), levels[0].process)
+    return Level._make((*(torch.tensor(c, dtype=torch.float64) for c in columns), levels[0].process))

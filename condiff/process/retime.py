@@ -8,7 +8,6 @@ training (Karras 2022; kinetic-optimal paths).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -136,6 +135,4 @@ def _carried(said: Prediction, k: Weight) -> dict[str, Tensor]:
 
 def _norm(level: Level) -> Weight:
     """``|(data, noise)|``, which neither end makes zero."""
-    if isinstance(level.t, Tensor):
-        return torch.hypot(level.data, level.noise)
-    return math.hypot(level.data, level.noise)
+    return algebra.sqrt(level.data * level.data + level.noise * level.noise)

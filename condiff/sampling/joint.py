@@ -65,7 +65,7 @@ class JointSolver(Solver):
         solvers = self.named(list(levels[0]))
         return JointSolver({n: directed(s, [level[n] for level in levels], up) for n, s in solvers.items()})
 
-    def plan(self, levels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def plan(self, levels: Sequence[Any]) -> list[dict[str, Any]]:
         solvers = self.named(list(levels[0]))
         plans = {name: solver.plan([level[name] for level in levels]) for name, solver in solvers.items()}
         return [
@@ -73,7 +73,7 @@ class JointSolver(Solver):
             for step in zip(*plans.values(), strict=True)
         ]
 
-    def step(self, x: dict[str, Tensor], c: dict[str, Any], state: State, run: Any) -> tuple[Any, Any, Any]:
+    def step(self, x: Any, c: dict[str, Any], state: State, run: Any) -> tuple[Any, Any, Any]:
         predictions = run.denoise(x, run.t)
         x_s, noises = {}, {}
         for name, (solver, own) in c.items():

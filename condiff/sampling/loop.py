@@ -28,7 +28,7 @@ from condiff.sampling.grid import Grid, Uniform
 from condiff.sampling.joint import hold_given, join, shapes, sources
 from condiff.sampling.solver import Solver, State
 
-Tensors = Tensor | dict[str, Tensor]  # a state, or one per variable of a joint process
+Tensors = Any  # a Tensor, or a dictionary of them over the variables of a joint process
 Times = Grid | Sequence[float] | Tensor | Mapping[str, Any] | None
 
 
@@ -170,12 +170,13 @@ def trajectory(
     """
     process = denoiser.process
     levels = process.levels(as_grid(grid, steps, process))
-    device = next(iter(x.values())).device if isinstance(x, dict) else x.device
-    run = Run(denoiser, as_conditions(cond, getattr(denoiser, "kinds", None), device), as_source(rng), hooks)
+    cond = as_conditions(cond, getattr(denoiser, "kinds", None), _device_of(x))
+    run = Run(denoiser, cond, as_source(rng), hooks)
     solver = join(solver, process, levels, up)
     state = solver.start()
-    if hasattr(denoiser, "start"):
-        denoiser.start()  # stateful guidance begins anew
+    begin = getattr(denoiser, "start", None)
+    if begin is not None:
+        begin()  # stateful guidance begins anew
     for index, c in enumerate(solver.plan(levels)):
         run.index, run.t, run.s = index, levels[index], levels[index + 1]
         for hook in run.hooks:
@@ -232,7 +233,7 @@ def sample(
         raise BadValue("give one of seed=, seeds=, rng=")
     source = as_source(given[0] if given else None)
     if device is None:
-        device = _device(denoiser, initial)
+        device = _device(denoiser) if initial is None else _device_of(initial)
     cond = as_conditions(cond, getattr(denoiser, "kinds", None), device)
     process = denoiser.process
     times = as_grid(grid, steps, process)
@@ -256,8 +257,10 @@ def sample(
     return x
 
 
-def _start(prior, process, times, num, shape, rng, cond, dtype, device):
+def _start(prior: Any, process: Any, times: Any, num: int, shape: Any, rng: Source, cond: Conditions, dtype, device):
     """The state at the first time, drawn from the prior."""
+    level: Any
+    source: Any
     if isinstance(process, Joint):
         level = process.levels({name: grid[:1] for name, grid in times.items()})[0]
         prior = JointPrior(prior) if isinstance(prior, Mapping) else prior
@@ -267,11 +270,13 @@ def _start(prior, process, times, num, shape, rng, cond, dtype, device):
     return (prior or process.prior()).sample(level, shape, rng, source=source, dtype=dtype, device=device)
 
 
-def _device(denoiser: Any, initial: Any) -> torch.device:
-    if initial is not None:
-        return next(iter(initial.values())).device if isinstance(initial, dict) else initial.device
-    parameters = getattr(denoiser, "parameters", None)
-    first = next(iter(parameters()), None) if callable(parameters) else None
+def _device_of(x: Any) -> torch.device:
+    return next(iter(x.values())).device if isinstance(x, dict) else x.device
+
+
+def _device(denoiser: Any) -> torch.device:
+    parameters: Any = getattr(denoiser, "parameters", None)
+    first = None if parameters is None else next(iter(parameters()), None)
     return first.device if first is not None else torch.device("cpu")
 
 
