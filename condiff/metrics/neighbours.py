@@ -61,11 +61,11 @@ def precision_recall(real: Float[Tensor, n * shape], fake: Float[Tensor, m * sha
 class Memorisation(NamedTuple):
     """How near generated samples lie to training data, measured by how near held-out data lie.
 
-    ``nn_ratio``: median nearest-neighbour distance of generated over that of held-out; 1 is ideal, 0 is copying.
-    ``memorised_fraction``: generated samples nearer to the training data than all but ``level`` of held-out data;
-        ``level`` is what a perfect model has.
-    ``nearer``: probability that a generated sample lies nearer than a held-out one; 0.5 is ideal, 1 is copying
-        (the statistic of Meehan 2020).
+    * ``nn_ratio``: median nearest-neighbour distance of generated over that of held-out; 1 is ideal, 0 is copying.
+    * ``memorised_fraction``: generated samples nearer to the training data than all but ``level`` of held-out data;
+      ``level`` is what a perfect model has.
+    * ``nearer``: probability that a generated sample lies nearer than a held-out one; 0.5 is ideal, 1 is copying
+      (the statistic of Meehan 2020).
     """
 
     nn_ratio: float

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,18 @@ def inline_math(writer: Any, node: nodes.math) -> None:
 def block_math(writer: Any, node: nodes.math_block) -> None:
     writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>\n')
     raise nodes.SkipNode
+
+
+# Docstrings
+
+SHAPE = re.compile(r"(?<=[(, ])\*(?=\w+[),])")  # the star of a shape: (n, *shape)
+
+
+def escape_shapes(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """A star before a name is emphasis to docutils, unless it stands in a literal."""
+    for i, line in enumerate(lines):
+        parts = line.split("``")
+        lines[i] = "``".join(SHAPE.sub(r"\\*", part) if k % 2 == 0 else part for k, part in enumerate(parts))
 
 
 # Directives
@@ -118,6 +131,7 @@ def _row(cells: Sequence[str]) -> nodes.row:
 
 def setup(app: Any) -> dict[str, Any]:
     app.add_html_math_renderer("mathml", inline_renderers=(inline_math, None), block_renderers=(block_math, None))
+    app.connect("autodoc-process-docstring", escape_shapes)
     for name, directive in (("verdict", Verdict), ("cite", Cite), ("command", Command), ("methods", Methods)):
         app.add_directive(name, directive)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
