@@ -30,11 +30,7 @@ class AdamsBashforth(Solver):
         check_order(self.order, 4)
 
     def plan(self, levels: Sequence[Level]) -> list[tuple[Weight, tuple[Weight, ...]]]:
-        if isinstance(levels[0].t, Tensor):
-            t = torch.stack([level.t for level in levels])
-        else:
-            t = torch.tensor([level.t for level in levels], dtype=torch.float64)
-        h = t.diff(dim=0)
+        h = exponential.columns(levels).t.diff(dim=0)
         nodes = [torch.zeros_like(h)]
         for j in range(1, self.order):
             nodes.append(nodes[-1] - exponential.back(h, j))

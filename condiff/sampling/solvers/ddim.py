@@ -41,7 +41,8 @@ class Consistency(Linear):
     """``x_s = data_s x0 + source_s y + noise_s z``: denoise, then noise afresh.
 
     Multistep sampling of consistency models (Song 2023, alg. 1), LCM and stream batches; on a rectified path the
-    "stochastic sampling" of flow-matching schedulers.
+    "stochastic sampling" of flow-matching schedulers. With a denoiser that returns ``E[x0 | x_t]``, not the end of the
+    path through x_t, it doesn't converge to the data's law, however many the steps.
     """
 
     @property

@@ -56,9 +56,10 @@ class DDPM(Solver):
         return [self._weights(t, s) for t, s in itertools.pairwise(levels)]
 
     def _weights(self, t: Level, s: Level) -> Weights:
-        ratio, beta = t.process.kernel(s, t)
-        small = t.process.posterior_std(t, s)
-        large = algebra.where(s.noise == 0.0, 0.0, beta)
+        process = t.process
+        small, (ratio, beta) = process.posterior_std(t, s), process.kernel(s, t)
+        # Where noise_t = 0 (the end of a bridge), x_t says nothing of x_s and both are noise_s.
+        large = algebra.where(s.noise == 0.0, 0.0, algebra.where(t.noise == 0.0, s.noise, beta))
         return Weights(s.data, algebra.divide(ratio * s.noise * s.noise, t.noise), s.source, small, large)
 
     def advance(self, x: Tensor, prediction: Prediction, c: Weights, state: State) -> tuple[Tensor, Weight]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue, unknown
+from condiff.errors import BadValue, Incompatible, unknown
 from condiff.process.level import Level
 from condiff.sampling.solvers import exponential
 from condiff.sampling.solvers.exponential import Steps, back
@@ -67,6 +67,8 @@ class DPMSolverPP(Multistep):
         g = exponential.columns(levels)
         data, noise, h = g.data[1:], g.noise[1:], g.h
         usable = _usable(g, self)
+        if self.noise > 0.0 and not levels[0].process.noise_law.gaussian:
+            raise Incompatible(f"{self} follows a score, which {levels[0].process} hasn't: use noise=0")
         if self.noise == 0.0:
             extra = _extra(h, 1.0, usable, self)
             std = torch.zeros_like(h)

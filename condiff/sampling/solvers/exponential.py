@@ -16,6 +16,7 @@ elementwise where the history doesn't reach or h is not finite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from condiff.process.level import Level
 class Steps(NamedTuple):
     """A grid as steps: its levels in columns (N + 1, ...), and for every step h and how far back history reaches."""
 
+    t: Tensor
     data: Tensor
     noise: Tensor
     source: Tensor
@@ -45,8 +47,10 @@ def columns(levels: Sequence[Level]) -> Steps:
     else:
         t, data, source, noise = torch.tensor([level[:4] for level in levels], dtype=torch.float64).unbind(1)
     half_log_snr = torch.log(data) - torch.log(noise)
-    h = torch.where(t[1:] == t[:-1], 0.0, half_log_snr[1:] - half_log_snr[:-1])
-    return Steps(data, noise, source, h)
+    h = half_log_snr[1:] - half_log_snr[:-1]
+    h = torch.where(torch.isnan(h), math.inf * (t[:-1] - t[1:]), h)  # a bridge's end, where data = noise = 0
+    h = torch.where(t[1:] == t[:-1], 0.0, h)
+    return Steps(t, data, noise, source, h)
 
 
 def back(column: Tensor, by: int) -> Tensor:

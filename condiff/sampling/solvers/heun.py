@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from condiff.process.algebra import Weight, combine
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
 from condiff.sampling.solver import Solver, State, hold
+from condiff.sampling.solvers.exponential import columns
 
 
 class Weights(NamedTuple):
@@ -71,22 +71,17 @@ class Heun(Solver):
 
     def _starts(self, levels: Sequence[Level]) -> list[Level]:
         """The levels after churn; the level itself where there is none."""
-        levels_t = list(levels[:-1])
+        plain = list(levels[:-1])
         if self.churn == 0.0:
-            return levels_t
-        gamma = min(self.churn / len(levels_t), math.sqrt(2.0) - 1.0)
-        t, s, data, noise = (
-            torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in column])
-            for column in zip(*((a.t, b.t, a.data, a.noise) for a, b in itertools.pairwise(levels)), strict=True)
-        )
-        sigma = noise / data
+            return plain
+        g, process = columns(levels), levels[0].process
+        t, s, sigma = g.t[:-1], g.t[1:], (g.noise / g.data)[:-1]
+        gamma = min(self.churn / len(plain), math.sqrt(2.0) - 1.0)
         raised = (sigma >= self.churn_min) & (sigma <= self.churn_max) & torch.isfinite(sigma) & (s < t)
-        process = levels[0].process
-        higher = process.time(-2.0 * torch.log((1.0 + gamma) * sigma))
-        times = torch.where(raised, higher, t)
-        any_raised = raised.flatten(1).any(1) if raised.ndim > 1 else raised
-        churned = process.levels(times)
-        return [c if up else level for c, level, up in zip(churned, levels_t, any_raised.tolist(), strict=True)]
+        churned = process.levels(torch.where(raised, process.time(-2.0 * torch.log((1.0 + gamma) * sigma)), t))
+        if t.ndim > 1:
+            return churned  # a draw per step, whatever the other rows do
+        return [c if up else level for c, level, up in zip(churned, plain, raised.tolist(), strict=True)]
 
     def _churn(self, t: Level, start: Level) -> tuple[Weight, Weight]:
         ratio, std = t.process.kernel(t, start)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from condiff.errors import unknown
+from condiff.errors import Incompatible, unknown
 from condiff.process import algebra
 from condiff.process.algebra import Weight, combine, match
 from condiff.process.level import Level
@@ -49,19 +49,22 @@ class Renoise(Solver):
             up = s.t > t.t
             ratio, std = t.process.kernel(t, s)
             ratio, std = algebra.where(up, ratio, 1.0), algebra.where(up, std, 0.0)
+            if _any(algebra.where(up, abs(s.data - ratio * t.data), 0.0) > 1e-9):
+                raise Incompatible(
+                    f"going up from t = {t.t} needs the clean sample: {t.process} has kernels of its own"
+                )
             out.append(Weights(inner, up, ratio, std, s.source - ratio * t.source))
         return out
 
     def step(self, x: Tensor, c: Weights, state: State, run: Any) -> tuple[Tensor, Prediction | None, Tensor | None]:
-        if not isinstance(c.up, Tensor) or not bool(c.up.any()):
-            return self._up(x, c, run) if c.up is True else self.solver.step(x, c.inner, state, run)
+        if not isinstance(c.up, Tensor):
+            return self._up(x, c, run, run.draw(x)) if c.up else self.solver.step(x, c.inner, state, run)
+        # One draw per step for every row, so that a row's noise doesn't depend on where the others go.
         down, prediction, noise = self.solver.step(x, c.inner, state, run)
-        raised, _, fresh = self._up(x, c, run)
-        up = match(c.up, x).bool()
-        return torch.where(up, raised, down), prediction, torch.where(up, fresh, fresh if noise is None else noise)
+        raised, _, noise = self._up(x, c, run, run.draw(x) if noise is None else noise)
+        return torch.where(match(c.up, x).bool(), raised, down), prediction, noise
 
-    def _up(self, x: Tensor, c: Weights, run: Any) -> tuple[Tensor, None, Tensor]:
-        noise = run.draw(x)
+    def _up(self, x: Tensor, c: Weights, run: Any, noise: Tensor) -> tuple[Tensor, None, Tensor]:
         terms = [(c.ratio, x), (c.std, noise)]
         if run.denoiser.process.has_source:
             terms.append((c.source, run.cond.source))
@@ -82,4 +85,8 @@ def directed(solver: Solver, levels: Sequence[Level], up: str | None) -> Solver:
     if up == "integrate" or (up is None and not solver.stochastic) or isinstance(solver, Renoise):
         return solver
     rises = (s.t > t.t for t, s in itertools.pairwise(levels))
-    return Renoise(solver) if any(bool(r.any()) if isinstance(r, Tensor) else r for r in rises) else solver
+    return Renoise(solver) if any(map(_any, rises)) else solver
+
+
+def _any(condition: bool | Tensor) -> bool:
+    return bool(condition.any()) if isinstance(condition, Tensor) else condition

@@ -100,7 +100,8 @@ def _mixed(where: Tensor, a: Tableau, b: Tableau) -> Any:
     """A tableau of tensors: ``a`` where the mask says so, else ``b``."""
 
     def pick(x: float, y: float) -> Tensor:
-        return torch.where(where, x, y).double()
+        first, second = torch.tensor([x, y], dtype=torch.float64, device=where.device)
+        return torch.where(where, first, second)
 
     rows = tuple(tuple(map(pick, p, q)) for p, q in zip(a.a, b.a, strict=True))
     return Tableau(tuple(map(pick, a.c, b.c)), rows, tuple(map(pick, a.b, b.b)))

@@ -7,6 +7,7 @@ SDE.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,16 +53,20 @@ class SDE(Linear):
         return self.noise > 0.0
 
     def _epsilon(self, t: Level) -> Weight:
+        """eps at t; some positive number where it doesn't exist, at the noise-free end of a path to an endpoint."""
         if self.noise == 0.0:
             return 0.0 * t.t
-        if self.scale == "sigma":
-            return self.noise * t.noise
-        if self.scale == "constant":
-            return self.noise + 0.0 * t.t
-        g2 = t.process.diffusion2(t)
+        if not t.process.noise_law.gaussian:
+            raise Incompatible(f"SDE follows a score, which {t.process} hasn't: use Euler() or DDIM()")
+        if self.scale != "process":
+            return self.noise * (t.noise if self.scale == "sigma" else 1.0) + 0.0 * t.t
+        process, bare = t.process, t.noise == 0.0
+        g2 = process.diffusion2(
+            process.at(torch.where(bare, 0.5, t.t) if isinstance(t.t, Tensor) else 0.5 if bare else t)
+        )
         if _any(g2 < -1e-9):
             raise Incompatible(
-                f"SDE(scale='process') needs g^2 >= 0, but {t.process} has g^2 = {g2} at t = {t.t}: "
+                f"SDE(scale='process') needs g^2 >= 0, but {process} has g^2 = {g2} at t = {t.t}: "
                 "use scale='sigma' or scale='constant'"
             )
         return 0.5 * self.noise * algebra.where(g2 > 0.0, g2, 0.0)
@@ -76,14 +81,10 @@ class SDE(Linear):
             t.source + dt * t.d_source,
             algebra.sqrt(-2.0 * epsilon * dt),
         )
-        anew = epsilon > 0.0
+        anew = (dt < 0.0) & (self.noise > 0.0)
         end = (s.data, algebra.where(anew, 0.0, s.noise), s.source, algebra.where(anew, s.noise, 0.0))
-        at_end = _or(_or(s.noise == 0.0, t.noise == 0.0), pull == float("inf"))
+        at_end = (s.noise == 0.0) | (t.noise == 0.0) | (pull == math.inf)
         return Weights(*(algebra.where(at_end, e, p) for e, p in zip(end, plain, strict=True)))
-
-
-def _or(a, b):
-    return a | b if isinstance(a, Tensor) or isinstance(b, Tensor) else a or b
 
 
 def _any(condition) -> bool:
