@@ -11,6 +11,11 @@ import importlib
 import numpy
 import torch
 
+from condiff.process import Discrete, Gaussian, Prediction
+from condiff.process.oracles import mixture
+from condiff.random import Tape
+from condiff.sampling import sample
+
 
 class _Double:
     """A module whose single precision is double."""
@@ -66,3 +71,43 @@ def drive(scheduler, oracle, times, x, kind, *, per_alpha=False, **options):
         seen = scheduler.scale_model_input(state, t) if hasattr(scheduler, "scale_model_input") else state
         state = scheduler.step(output(oracle(seen, float(time)), kind), t, state, return_dict=False, **options)[0]
     return state
+
+
+# What both sides are given
+
+STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+STABLE_DIFFUSION = Gaussian(Discrete.stable_diffusion())
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def oracle_on(process):
+    means = [[[-1.0, 0.5, 0.2]], [[1.0, -0.2, 0.1]], [[0.3, 1.2, -0.7]]]
+    return mixture(process, means, stds=[0.4, 0.5, 0.6])
+
+
+def state(seed=0, scale=1.0):
+    return scale * torch.randn(4, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def tape(count):
+    return [state(seed) for seed in range(100, 100 + count)]
+
+
+def ours(process, solver, times, x, noise=()):
+    return sample(oracle_on(process), solver=solver, grid=times, initial=x, rng=Tape(noise) if noise else 0)
+
+
+def same(a, b):
+    torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+class Says:
+    """A denoiser that says the same whatever it is asked."""
+
+    shape, kinds = (1, 3), {}
+
+    def __init__(self, kind, value, process=STABLE_DIFFUSION, aux=None):
+        self.kind, self.value, self.process, self.aux = kind, value, process, aux
+
+    def __call__(self, x, t, cond=None):
+        return Prediction(x, self.process.at(t), {self.kind: self.value}, aux=self.aux)

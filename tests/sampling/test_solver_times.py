@@ -1,0 +1,136 @@
+"""Solvers on all kinds of times: pauses, turns, times per row and per frame, steps up."""
+
+import pytest
+import torch
+from solver_cases import ALL, DETERMINISTIC, FLOW, VP, Point, each, equal, go, has_final, oracle_on, state
+
+from condiff.config import from_config, to_config
+from condiff.errors import BadValue
+from condiff.random import Tape
+from condiff.sampling import (
+    DDIM,
+    SDE,
+    AdamsBashforth,
+    DPMSolver,
+    DPMSolverPP,
+    Euler,
+    Renoise,
+    RungeKutta,
+    State,
+    UniPC,
+    trajectory,
+)
+
+# Pauses and turns
+
+
+@each("solver", ALL)
+def test_a_repeated_time_is_the_identity(solver):
+    for grid in ([0.5, 0.5], torch.full((2, 3), 0.5), torch.full((3, 3, 1), 1.0)):
+        assert torch.equal(go(solver, grid, state(), process=FLOW if torch.is_tensor(grid) else VP), state())
+
+
+@each("solver", [s for s in DETERMINISTIC if not isinstance(s, RungeKutta)])
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_pause_ends_the_history(solver, rows):
+    """Times 0.9 .. 0.5, 0.5 .. 0.2 in one go is going to 0.5 and starting anew."""
+
+    def column(times):
+        grid = torch.tensor(times, dtype=torch.float64)
+        return grid[:, None].expand(-1, 3).contiguous() if rows else grid
+
+    solver = from_config({**to_config(solver), **({"lower_order_final": False} if has_final(solver) else {})})
+    whole = go(solver, column([0.9, 0.8, 0.65, 0.5, 0.5, 0.4, 0.3, 0.2]), state())
+    half = go(solver, column([0.9, 0.8, 0.65, 0.5]), state())
+    equal(whole, go(solver, column([0.5, 0.4, 0.3, 0.2]), half))
+
+
+@each("solver", [DPMSolverPP(3, lower_order_final=False), DPMSolver(3, lower_order_final=False), AdamsBashforth(3),
+                 UniPC(3, lower_order_final=False)])  # fmt: skip
+def test_a_turn_ends_the_history(solver):
+    whole = go(solver, [0.2, 0.4, 0.5, 0.6, 0.5, 0.4, 0.3], state())
+    up = go(solver, [0.2, 0.4, 0.5, 0.6], state())
+    equal(whole, go(solver, [0.6, 0.5, 0.4, 0.3], up))
+
+
+@each("solver", [DPMSolverPP(2), DPMSolverPP(3), UniPC(2), AdamsBashforth(3)])
+def test_a_state_that_lost_its_past_goes_on_at_first_order(solver):
+    solver = from_config({**to_config(solver), **({"lower_order_final": False} if has_final(solver) else {})})
+    levels = VP.levels(torch.tensor([0.9, 0.7, 0.5, 0.3], dtype=torch.float64))
+    plan, first = solver.plan(levels), (Euler() if isinstance(solver, AdamsBashforth) else DDIM()).plan(levels)
+    prediction = oracle_on(VP)(state(), levels[2])
+    mean, _ = solver.advance(state(), prediction, plan[2], State())
+    reference = Euler() if isinstance(solver, AdamsBashforth) else DDIM()
+    equal(mean, reference.advance(state(), prediction, first[2], State())[0])
+
+
+# Times per row and per frame
+
+
+@each("solver", DETERMINISTIC)
+def test_rows_with_their_own_times_are_independent(solver):
+    columns = [[0.9, 0.7, 0.5, 0.3, 0.1], [0.8, 0.5, 0.3, 0.2, 0.05], [0.95, 0.6, 0.5, 0.25, 0.0]]
+    together = go(solver, torch.tensor(columns, dtype=torch.float64).T.contiguous(), state())
+    for i, column in enumerate(columns):
+        equal(together[i : i + 1], go(solver, column, state()[i : i + 1]))
+
+
+@each("solver", ALL)
+def test_frames_with_their_own_times(solver):
+    """A grid (N + 1, B, F): data that factorise over frames are sampled frame by frame."""
+    columns = torch.tensor([[0.9, 0.6], [0.7, 0.4], [0.5, 0.4], [0.2, 0.1]], dtype=torch.float64)
+    noise = [state(4, s, (2, 3)) for s in range(4)]
+    frames = Point(FLOW, (2, 3))
+    x = go(solver, columns[:, None].expand(-1, 4, -1).contiguous(), noise[3], frames, rng=Tape(noise))
+    for f in range(2):
+        alone = Tape([z[:, f] for z in noise])
+        grid = columns[:, f, None].expand(-1, 4).contiguous()
+        equal(x[:, f], go(solver, grid, noise[3][:, f], Point(FLOW), rng=alone))
+
+
+@each("solver", ALL)
+@pytest.mark.parametrize("grid", [[1.0, 0.6, 0.3, 0.05], torch.rand(4, 3, dtype=torch.float64).sort(0, True).values])
+def test_states_keep_their_dtype(solver, grid):
+    x = go(solver, grid, state().float(), process=FLOW)
+    assert x.dtype == torch.float32
+
+
+# Steps up
+
+
+@each("solver", [DDIM(eta=1.0), SDE(), DPMSolverPP(2, noise=1.0), Renoise(DPMSolverPP(3))])
+def test_a_step_up_draws_from_the_forward_kernel(solver):
+    noise = [state(seed=s) for s in range(8)]
+    steps = list(trajectory(oracle_on(VP), state(), solver=solver, grid=[0.5, 0.8, 0.6], rng=Tape(noise)))
+    ratio, std = VP.kernel(VP.at(0.5), VP.at(0.8))
+    equal(steps[0].x_s, ratio * state() + std * noise[0])
+    assert [step.nfe for step in steps] == [0, 1] and steps[0].prediction is None
+    assert torch.equal(steps[0].noise, noise[0])
+
+
+def test_up_is_an_option():
+    grid, x = [0.5, 0.8], state()
+    integrated = go(DDIM(), grid, x)
+    assert torch.equal(go(DDIM(), grid, x, up="integrate"), integrated)
+    assert torch.equal(go(DDIM(), grid, x, up="renoise", rng=5), go(DDIM(eta=1.0), grid, x, rng=5))
+    equal(go(DDIM(eta=1.0), grid, x, up="integrate"), integrated)
+    with pytest.raises(BadValue, match="Did you mean 'renoise'"):
+        go(DDIM(), grid, x, up="renoised")
+
+
+def test_rows_may_go_up_while_others_go_down():
+    grid = torch.tensor([[0.5, 0.8], [0.7, 0.6], [0.4, 0.3]], dtype=torch.float64)
+    noise = [state(2, s) for s in range(4)]
+    x = go(DDIM(eta=1.0), grid, state(2), rng=Tape(noise))
+    for row, column in ((slice(0, 1), [0.5, 0.7, 0.4]), (slice(1, 2), [0.8, 0.6, 0.3])):
+        equal(x[row], go(DDIM(eta=1.0), column, state(2)[row], rng=Tape([z[row] for z in noise])))
+
+
+def test_history_ends_where_a_grid_goes_up():
+    """After a jump the multistep rule starts anew."""
+    noise = [state(seed=s) for s in range(9)]
+    solver = Renoise(DPMSolverPP(3, lower_order_final=False))
+    whole = go(solver, [0.9, 0.7, 0.5, 0.8, 0.6, 0.5], state(), rng=Tape(noise))
+    down = go(solver, [0.9, 0.7, 0.5], state())
+    ratio, std = VP.kernel(VP.at(0.5), VP.at(0.8))
+    equal(whole, go(solver, [0.8, 0.6, 0.5], ratio * down + std * noise[0]))
