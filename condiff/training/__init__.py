@@ -6,6 +6,7 @@ from condiff.training.ema import EMA, Average, Exponential, PowerFunction
 from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Losses, Objective
 from condiff.training.times import DiscreteTimes, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
 from condiff.training.trainer import Status, Trainer
+from condiff.training.variance import LearnedVariance
 from condiff.training.weighting import (
     ELBO,
     P2,
@@ -34,6 +35,7 @@ __all__ = [
     "EDMWeight",
     "Exponential",
     "Huber",
+    "LearnedVariance",
     "LogitNormal",
     "Losses",
     "MinSNR",

@@ -38,7 +38,7 @@ class Log:
         if tensorboard:
             self._board = _board(folder / "tensorboard", start)
         if wandb:
-            self._wandb = _wandb().init(
+            self._wandb = wandb_module().init(
                 dir=str(folder), name=folder.name, config=config, resume="allow", id=folder.name
             )
 
@@ -80,7 +80,8 @@ def _board(folder: Path, start: int) -> Any:
     return SummaryWriter(str(folder), purge_step=start + 1 if start else None)
 
 
-def _wandb() -> Any:
+def wandb_module() -> Any:
+    """Weights & Biases, or the error that says how to install it."""
     try:
         import wandb
     except ImportError as error:

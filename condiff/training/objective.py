@@ -22,6 +22,7 @@ from condiff.process.algebra import match
 from condiff.random import Source, as_source
 from condiff.training.batch import Batch, as_batch
 from condiff.training.times import Times, UniformTimes
+from condiff.training.variance import LearnedVariance
 from condiff.training.weighting import UniformWeight, Weighting
 
 
@@ -101,6 +102,7 @@ class Denoising:
         transform: what happens to the conditions, ``transform(cond, t, rng, training) -> Conditions``: dropout
             for classifier-free guidance, perturbation, corruption.
         loss: ``"l2"``, ``"l1"``, ``"huber"`` or a :class:`Distance`.
+        variance: what trains a network's variance head.
 
     The loss of a row is the mean over its elements, over those of the mask where there is one (and 0 for a row
     whose mask is empty). It is computed in float32, or float64 for float64 samples. What the denoiser puts into
@@ -113,6 +115,7 @@ class Denoising:
     antithetic: bool = False
     transform: Any = None
     loss: str | Distance = "l2"
+    variance: LearnedVariance | None = None
 
     def __post_init__(self) -> None:
         for name in self._targets() or ():
@@ -178,6 +181,8 @@ class Denoising:
         said = denoiser(truth.x_t, truth.level, cond)
         kinds = self._targets() or tuple(said.values)
         fields = {kind: self._field(kind, said, truth, mask) for kind in kinds}
+        if self.variance is not None:
+            fields["variance"] = masked_mean(self.variance(said, truth), mask)
         per_sample = sum(fields.values())
         parts = {kind: value.mean() for kind, value in fields.items()} if len(fields) > 1 else {}
         total: Tensor | float = 0.0

@@ -24,7 +24,7 @@ from condiff.training.batch import Batch, as_batch
 from condiff.training.checkpoint import Checkpoints
 from condiff.training.config import TrainConfig
 from condiff.training.engine import Engine
-from condiff.training.log import Clock, Log, Progress
+from condiff.training.log import Clock, Log, Progress, wandb_module
 from condiff.training.objective import Denoising
 from condiff.training.order import Loader, Order, fetcher, share
 from condiff.training.parallel import Parallel
@@ -94,11 +94,14 @@ class Trainer:
     ) -> None:
         if not isinstance(denoiser, nn.Module):
             raise BadType(f"a denoiser to train is a module, got {type(denoiser).__name__}")
+        if config is not None and config.wandb:
+            wandb_module()  # absent: said now, not after the folder is claimed
         self.objective = Denoising() if objective is None else objective
         self.config = config = TrainConfig() if config is None else config
         self.denoiser, self.data, self.validation, self.sample = denoiser, data, validation, sample
         self.folder, self.quiet = None if run_dir is None else Path(run_dir), quiet
         self.kinds = {**getattr(data, "kinds", {}), **getattr(denoiser, "kinds", {})}
+        fetcher(data)  # refuses what isn't data
         order = Order(len(data), config.batch, config.seed)
         self._check_rows(data)
         if validation is not None:
