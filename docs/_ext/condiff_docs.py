@@ -72,7 +72,13 @@ class Verdict(Directive):
             better = "lower" if c["lower_is_better"] else "higher"
             holds = ("holds" if c["holds"] else "does not hold") + f" ({c['gain']:+.1%})"
             rows.append(
-                (c["name"], _spread(c["baseline_name"], c["baseline"]), _spread(c["ours_name"], c["ours"]), better, holds)
+                (
+                    c["name"],
+                    _spread(c["baseline_name"], c["baseline"]),
+                    _spread(c["ours_name"], c["ours"]),
+                    better,
+                    holds,
+                )
             )
         return [*out, table(("measured", "baseline", "ours", "expected", "verdict"), rows)]
 
@@ -112,7 +118,9 @@ class Methods(Directive):
         rows = []
         for entry in ENTRIES.values():
             stored = entry.verdict()
-            rows.append((entry.slug, entry.title, entry.arxiv, entry.summary, stored["verdict"] if stored else "not run"))
+            rows.append(
+                (entry.slug, entry.title, entry.arxiv, entry.summary, stored["verdict"] if stored else "not run")
+            )
         return [table(("method", "paper", "arXiv", "what it is", "reproduction"), rows)]
 
 
