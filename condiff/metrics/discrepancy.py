@@ -60,7 +60,7 @@ def _mean_kernel(kernel: Kernel, a: Tensor, b: Tensor, off_diagonal: bool = Fals
     return (total - own) / (len(a) * (len(a) - 1))
 
 
-def mmd2(a: Float[Tensor, n * shape], b: Float[Tensor, m * shape], kernel: Kernel, unbiased: bool = True) -> float:
+def mmd2(a: Float[Tensor, "n *shape"], b: Float[Tensor, "m *shape"], kernel: Kernel, unbiased: bool = True) -> float:
     """Squared maximum mean discrepancy ``E k(x, x') + E k(y, y') - 2 E k(x, y)`` (Gretton 2012, eq. 3 and 5).
 
     Args:
@@ -76,7 +76,7 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
     return mmd2(features_a, features_b, Polynomial())
 
 
-def energy_distance(a: Float[Tensor, n * shape], b: Float[Tensor, m * shape], unbiased: bool = True) -> float:
+def energy_distance(a: Float[Tensor, "n *shape"], b: Float[Tensor, "m *shape"], unbiased: bool = True) -> float:
     """``2 E|x - y| - E|x - x'| - E|y - y'|`` with Euclidean norms (Székely & Rizzo 2013)."""
     rows_a, rows_b = two_sets(a, b, least=2 if unbiased else 1)
 
@@ -88,7 +88,7 @@ def energy_distance(a: Float[Tensor, n * shape], b: Float[Tensor, m * shape], un
     return 2.0 * between - within(rows_a) - within(rows_b)
 
 
-def wasserstein_1d(a: Float[Tensor, n * columns], b: Float[Tensor, m * columns], p: float = 2.0) -> Tensor:
+def wasserstein_1d(a: Float[Tensor, "n *columns"], b: Float[Tensor, "m *columns"], p: float = 2.0) -> Tensor:
     """Exact ``W_p^p`` between the empirical distributions of each column: ``integral |Q_a(u) - Q_b(u)|^p du``.
 
     Sample sizes may differ: the quantile functions are constant between the merged levels i/n and j/m.
@@ -106,8 +106,8 @@ def wasserstein_1d(a: Float[Tensor, n * columns], b: Float[Tensor, m * columns],
 
 
 def sliced_wasserstein(
-    a: Float[Tensor, n * shape],
-    b: Float[Tensor, m * shape],
+    a: Float[Tensor, "n *shape"],
+    b: Float[Tensor, "m *shape"],
     *,
     projections: int = 256,
     p: float = 2.0,

@@ -43,9 +43,9 @@ def _some(x: Tensor, count: int, rng: Any) -> Tensor:
 
 
 def evaluate(
-    samples: Float[Tensor, n * shape],
-    train: Float[Tensor, m * shape],
-    heldout: Float[Tensor, h * shape],
+    samples: Float[Tensor, "n *shape"],
+    train: Float[Tensor, "m *shape"],
+    heldout: Float[Tensor, "h *shape"],
     labels: Tensor | None = None,
     classifier: Any = None,
     features: Features | None = None,

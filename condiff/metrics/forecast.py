@@ -13,7 +13,7 @@ from condiff.errors import BadValue, NonFinite
 from condiff.typing import Float
 
 
-def crps(samples: Float[Tensor, members * shape], y: Float[Tensor, "*shape"], unbiased: bool = True) -> Tensor:
+def crps(samples: Float[Tensor, "members *shape"], y: Float[Tensor, "*shape"], unbiased: bool = True) -> Tensor:
     """CRPS of an ensemble, elementwise over y's shape, float64.
 
     Args:
@@ -37,7 +37,7 @@ def crps(samples: Float[Tensor, members * shape], y: Float[Tensor, "*shape"], un
     return (x - y).abs().mean(dim=0) - 0.5 * spread / (n * (n - 1) if unbiased else n * n)
 
 
-def pinball(quantiles: Float[Tensor, levels * shape], levels: Float[Tensor, " levels"], y: Tensor) -> Tensor:
+def pinball(quantiles: Float[Tensor, "levels *shape"], levels: Float[Tensor, " levels"], y: Tensor) -> Tensor:
     """Quantile loss ``(1{y < q} - level) (q - y)``, (levels, *shape)."""
     if len(quantiles) != len(levels) or quantiles.shape[1:] != y.shape:
         raise BadValue(f"quantiles {tuple(quantiles.shape)} must be ({len(levels)}, *{tuple(y.shape)})")

@@ -32,7 +32,7 @@ def _distance(mean_a: Tensor, r_a: Tensor, mean_b: Tensor, r_b: Tensor) -> float
     return max(float(squared), 0.0)  # round-off of the difference
 
 
-def frechet(features_a: Float[Tensor, n * features], features_b: Float[Tensor, m * features]) -> float:
+def frechet(features_a: Float[Tensor, "n *features"], features_b: Float[Tensor, "m *features"]) -> float:
     """Squared Fréchet distance between two sets of features, each at least two rows.
 
     Example:

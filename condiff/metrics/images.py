@@ -16,7 +16,7 @@ def _check_range(data_range: float) -> None:
         raise BadValue(f"data_range is the width of the interval of values (2 for [-1, 1]), got {data_range}")
 
 
-def psnr(a: Float[Tensor, batch * shape], b: Float[Tensor, batch * shape], data_range: float = 2.0) -> Tensor:
+def psnr(a: Float[Tensor, "batch *shape"], b: Float[Tensor, "batch *shape"], data_range: float = 2.0) -> Tensor:
     """Peak signal-to-noise ratio ``10 log10(data_range^2 / MSE)`` in dB of each sample (B,); inf for equal ones.
 
     Average it over samples; a PSNR of the average error is another number.

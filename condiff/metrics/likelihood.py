@@ -49,7 +49,7 @@ def _snr(level: Any) -> float:
 
 def elbo(
     denoiser: Any,
-    x: Float[Tensor, batch * shape],
+    x: Float[Tensor, "batch *shape"],
     times: Tensor,
     rng: Any = None,
     cond: Any = None,

@@ -35,7 +35,7 @@ def _inside(centres: Tensor, radii: Tensor, points: Tensor) -> tuple[Tensor, Ten
     return torch.cat(counts), holds
 
 
-def precision_recall(real: Float[Tensor, n * shape], fake: Float[Tensor, m * shape], k: int = 5) -> Manifold:
+def precision_recall(real: Float[Tensor, "n *shape"], fake: Float[Tensor, "m *shape"], k: int = 5) -> Manifold:
     """Fidelity and variety from balls around each row that reach its k-th nearest neighbour in its own set.
 
     * precision: fraction of ``fake`` in some ball of ``real``; recall: of ``real`` in some ball of ``fake``;
@@ -75,9 +75,9 @@ class Memorisation(NamedTuple):
 
 
 def memorisation(
-    generated: Float[Tensor, n * shape],
-    train: Float[Tensor, m * shape],
-    heldout: Float[Tensor, h * shape],
+    generated: Float[Tensor, "n *shape"],
+    train: Float[Tensor, "m *shape"],
+    heldout: Float[Tensor, "h *shape"],
     level: float = 0.01,
 ) -> Memorisation:
     """Nearest-neighbour distances to the training data: generated against held-out.
@@ -104,7 +104,7 @@ def memorisation(
     )
 
 
-def nearest_rows(queries: Float[Tensor, n * shape], train: Float[Tensor, m * shape]) -> tuple[Tensor, Tensor]:
+def nearest_rows(queries: Float[Tensor, "n *shape"], train: Float[Tensor, "m *shape"]) -> tuple[Tensor, Tensor]:
     """Index and distance of the training row nearest to each query, to be shown beside it."""
     rows, train = two_sets(queries, train, ("queries", "train"))
     found = [distances(block, train).min(dim=1) for _, block in blocks(rows, len(train))]
