@@ -1,19 +1,8 @@
 """Conditions: what a model is told besides the state and the time."""
 
+from condiff.conditions.bank import ConditionBank, Embedded
 from condiff.conditions.condition import KINDS, Condition, Conditions, as_conditions, cat
-from condiff.conditions.embed import (
-    ConditionBank,
-    Embedded,
-    Endpoint,
-    Frames,
-    Label,
-    Map,
-    Observation,
-    Scalar,
-    Spec,
-    Tokens,
-    Vector,
-)
+from condiff.conditions.specs import Endpoint, Frames, Label, Map, Observation, Scalar, Spec, Tokens, Vector
 from condiff.conditions.transforms import (
     Chain,
     Corrupt,

@@ -200,15 +200,19 @@ def _infer(name: str, value: Any, kinds: Mapping[str, str], device: Any) -> Cond
     kind = kinds.get(name)
     if kind is None:
         floating = value.dtype.is_floating_point
-        kind = {1: "scalar" if floating else "label", 2: "vector" if floating else "tokens", 3: "tokens"}.get(value.ndim)
+        kind = {1: "scalar" if floating else "label", 2: "vector" if floating else "tokens", 3: "tokens"}.get(
+            value.ndim
+        )
         kind = kind or ("map" if floating else None)
     if kind is None:
-        raise BadValue(f"can't tell the kind of condition {name!r} {value.dtype} {tuple(value.shape)}: wrap it in Condition")
+        raise BadValue(
+            f"can't tell the kind of condition {name!r} {value.dtype} {tuple(value.shape)}: wrap it in Condition"
+        )
     return Condition(value, kind)
 
 
 def as_conditions(
-    cond: None | Mapping[str, Any], kinds: Mapping[str, str] | None = None, device: Any = None
+    cond: Mapping[str, Any] | None, kinds: Mapping[str, str] | None = None, device: Any = None
 ) -> Conditions:
     """``None``, a mapping of tensors or lists, or Conditions -> Conditions.
 
@@ -221,5 +225,7 @@ def as_conditions(
     if isinstance(cond, Conditions):
         return cond
     if not isinstance(cond, Mapping):
-        raise BadType(f"conditions are a mapping of names to tensors, such as {{'label': y}}, got {type(cond).__name__}")
+        raise BadType(
+            f"conditions are a mapping of names to tensors, such as {{'label': y}}, got {type(cond).__name__}"
+        )
     return Conditions({name: _infer(name, value, kinds or {}, device) for name, value in cond.items()})

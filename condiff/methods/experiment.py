@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.conditions import Dropout
-from condiff.conditions.embed import Spec
+from condiff.conditions import Dropout, Spec
 from condiff.data import Data, digits
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue

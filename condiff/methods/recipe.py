@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from condiff.conditions import Label, Map, Scalar, Tokens, Vector
-from condiff.conditions.embed import Spec
+from condiff.conditions import Label, Map, Scalar, Spec, Tokens, Vector
 from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
 from condiff.errors import BadValue
 from condiff.guidance import Free
