@@ -5,7 +5,7 @@ from condiff.training.config import TrainConfig
 from condiff.training.ema import EMA, Average, Exponential, PowerFunction
 from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Losses, Objective
 from condiff.training.times import DiscreteTimes, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
-from condiff.training.trainer import Status, Trainer
+from condiff.training.trainer import Status, Trainer, train
 from condiff.training.variance import LearnedVariance
 from condiff.training.weighting import (
     ELBO,
@@ -53,4 +53,5 @@ __all__ = [
     "UniformWeight",
     "Weighting",
     "as_batch",
+    "train",
 ]

@@ -123,7 +123,7 @@ class Engine:
         # torch.manual_seed would do, but it also queues seeds for absent devices, at milliseconds a step.
         generators = [torch.default_generator]
         if self.device.type == "cuda":
-            generators.append(torch.cuda.default_generators[self.device.index or 0])
+            generators.append(torch.cuda.default_generators[self.device.index])
         before = [g.get_state() for g in generators]
         for g in generators:
             g.manual_seed(derive_seed(self.config.seed, *keys))

@@ -120,13 +120,13 @@ class Progress:
         elif not self.quiet:
             print(message, file=sys.stderr, flush=True)
 
-    def show(self, step: int, loss: float, speed: float, seconds_left: float) -> None:
-        """Where the run is."""
+    def show(self, step: int, loss: float, speed: float, seconds_left: float, report: bool) -> None:
+        """Where the run is; a plain line only at reports."""
         if self._live is not None:
             bar, task = self._live
             bar.update(task, completed=step, loss=f"{loss:.4f}", speed=f"{speed:,.0f}/s")
-        elif not self.quiet:
-            left = time.strftime("%H:%M:%S", time.gmtime(seconds_left))
+        elif report and not self.quiet:
+            left = f"{int(seconds_left) // 3600}:{int(seconds_left) // 60 % 60:02}:{int(seconds_left) % 60:02}"
             print(
                 f"step {step}/{self.steps}  loss {loss:.4f}  {speed:,.0f} samples/s  {left} left",
                 file=sys.stderr,

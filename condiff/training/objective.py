@@ -137,9 +137,10 @@ class Denoising:
         """
         batch, rng = as_batch(batch, getattr(denoiser, "kinds", None)), as_source(rng)
         x, process = _floats(batch.x), denoiser.process
-        t = self.times.sample(process, x.shape, rng)
+        # On a GPU times and weights are worked out there, so that the host never waits.
+        where = x.device if x.device.type == "cuda" else "cpu"
+        t = self.times.sample(process, x.shape, rng, where)
         noise = process.noise_law.sample(rng, x.shape, x.dtype, x.device)
-        t = t.to(x.device) if x.device.type == "cuda" else t
         cond = batch.cond if self.transform is None else self.transform(batch.cond, t=t, rng=rng, training=training)
         return self.at(denoiser, x, t, noise, cond, weight=batch.weight, mask=batch.mask)
 

@@ -40,7 +40,7 @@ class Parallel:
     def __init__(self, mode: str = "ddp", device: Any = None, precision: str = "fp32") -> None:
         _check_accelerate(mode, precision)
         self.mode = mode
-        self.device = torch.device(device) if device is not None else _own_device()
+        self.device = _own_device() if device is None else _indexed(torch.device(device))
         self._started = False
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             if self.device.type == "cuda":
@@ -120,6 +120,13 @@ def _own_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """ "cuda" as "cuda:0", whatever the present one is."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _check_accelerate(mode: str, precision: str) -> None:

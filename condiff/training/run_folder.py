@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,13 @@ from condiff.files import clear_temporaries, write_json
 from condiff.model_files import CONFIG, FORMAT, RAW, check_same, describe, versions
 from condiff.training.config import TrainConfig, fixed_fields
 from condiff.training.parallel import Parallel
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
 
 
 def describe_run(
@@ -50,7 +58,6 @@ def claim(folder: Path, record: dict[str, Any], resume: bool, parallel: Parallel
     parallel.wait()
     if parallel.main:
         folder.mkdir(parents=True, exist_ok=True)
-        clear_temporaries(folder)
     if (folder / CONFIG).exists():
         _check_settings(folder, record)
     elif parallel.main:
@@ -58,9 +65,30 @@ def claim(folder: Path, record: dict[str, Any], resume: bool, parallel: Parallel
     parallel.wait()
 
 
+@contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """No other process trains in the folder meanwhile; what an earlier one left half written is removed.
+
+    Raises:
+        BadFile: another process does.
+    """
+    if folder is None or fcntl is None:
+        yield
+        return
+    with open(folder / LOCK, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
+        except OSError as error:
+            raise BadFile(f"another process is training in {folder}: wait for it, or stop it") from error
+        clear_temporaries(folder)
+        yield
+
+
 def _check_settings(folder: Path, here: dict[str, Any]) -> None:
     stored = read_json(folder / CONFIG)
-    for key in ("denoiser", "objective", "data"):
+    for key in ("denoiser", "objective"):
         check_same(stored.get(key), here[key], f"{folder} was run with another {key}")
+    content = [{k: v for k, v in r["data"].items() if k != "name"} for r in (stored, here)]  # it may have moved
+    check_same(content[0], content[1], f"{folder} was run with other data")
     kept = [{k: v for k, v in r["training"].items() if k in fixed_fields()} for r in (stored, here)]
     check_same(kept[0], kept[1], f"{folder} was run with another training configuration")

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +27,13 @@ class Times(ABC):
     def law(self, u: Tensor, process: Process) -> Tensor:
         """Uniform numbers on [0, 1) to times in [0, 1]."""
 
-    def uniform(self, shape: Sequence[int], rng: Source) -> Tensor:
+    def uniform(self, shape: Sequence[int], rng: Source, device: Any = "cpu") -> Tensor:
         """The uniform numbers behind the times, (B,)."""
-        return rng.uniform(tuple(shape[:1]), torch.float64)
+        return rng.uniform(tuple(shape[:1]), torch.float64, device)
 
-    def sample(self, process: Process, shape: Sequence[int], rng: Source) -> Tensor:
+    def sample(self, process: Process, shape: Sequence[int], rng: Source, device: Any = "cpu") -> Tensor:
         """Times for a state of ``shape`` (B, ...): (B,) unless the law says otherwise."""
-        return self.law(self.uniform(shape, rng), process)
+        return self.law(self.uniform(shape, rng, device), process)
 
 
 def _normal(u: Tensor) -> Tensor:
@@ -122,8 +123,8 @@ class Stratified(Times):
     def law(self, u: Tensor, process: Process) -> Tensor:
         return self.base.law(u, process)
 
-    def uniform(self, shape: Sequence[int], rng: Source) -> Tensor:
-        u = rng.uniform(tuple(shape[:1]), torch.float64)
+    def uniform(self, shape: Sequence[int], rng: Source, device: Any = "cpu") -> Tensor:
+        u = rng.uniform(tuple(shape[:1]), torch.float64, device)
         first, total = rng.place(shape[0])
         return (torch.arange(first, first + shape[0], dtype=torch.float64, device=u.device) + u) / total
 
@@ -141,7 +142,7 @@ class PerFrame(Times):
     def law(self, u: Tensor, process: Process) -> Tensor:
         return self.base.law(u, process)
 
-    def uniform(self, shape: Sequence[int], rng: Source) -> Tensor:
+    def uniform(self, shape: Sequence[int], rng: Source, device: Any = "cpu") -> Tensor:
         if len(shape) < 2:
             raise BadValue(f"times per frame need a state (B, F, ...), got {tuple(shape)}")
-        return rng.uniform(tuple(shape[:2]), torch.float64)
+        return rng.uniform(tuple(shape[:2]), torch.float64, device)

@@ -9,6 +9,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -18,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from condiff.errors import BadFile, BadType, BadValue
+from condiff.errors import BadFile, BadType, BadValue, unknown
 from condiff.model_files import save_model
 from condiff.training.batch import Batch, as_batch
 from condiff.training.checkpoint import Checkpoints
@@ -28,7 +31,7 @@ from condiff.training.log import Clock, Log, Progress, wandb_module
 from condiff.training.objective import Denoising
 from condiff.training.order import Loader, Order, fetcher, share
 from condiff.training.parallel import Parallel
-from condiff.training.run_folder import claim, describe_run
+from condiff.training.run_folder import alone_in, claim, describe_run
 from condiff.training.snapshot import pack, restore, weights_of
 from condiff.training.stop import StopRequest
 from condiff.training.watch import Watch
@@ -147,6 +150,10 @@ class Trainer:
             NonFinite: the loss or a gradient is not a number; the last checkpoint is untouched.
             BadFile: a checkpoint can't be written; earlier ones are untouched.
         """
+        with alone_in(self.folder if self.parallel.main else None):
+            return self._run()
+
+    def _run(self) -> Status:
         config, main = self.config, self.parallel.main
         boards = {"tensorboard": config.tensorboard, "wandb": config.wandb, "config": self.record}
         self.log = Log(self.folder if main else None, self.step, **boards)
@@ -177,7 +184,7 @@ class Trainer:
                 if save or stopping or improved:
                     self.save()
                 if stopping and self.step < config.steps:
-                    return Status(self.step, True, stop.signal)
+                    return Status(self.step, True, stop.signal or signal.SIGTERM)  # the signal may be another process's
             if self.sample is not None and self._due(config.sample_every):
                 self._show_samples()
         if self.folder is not None:
@@ -208,7 +215,7 @@ class Trainer:
             self.log.write(record)
         if report:
             self.log.scalars(records[-1])
-            self.progress.show(self.step, records[-1]["loss"], speed, left)
+        self.progress.show(self.step, records[-1]["loss"], speed, left, report)
         return improved
 
     def validate(self) -> float:
@@ -268,6 +275,11 @@ class Trainer:
             )
         self.parallel.wait()
 
+    @property
+    def ema(self) -> nn.Module:
+        """:meth:`averaged`, the default average."""
+        return self.averaged()
+
     def averaged(self, name: str | None = None) -> nn.Module:
         """A copy of the denoiser with averaged weights, in evaluation mode; with the plain ones without averages.
 
@@ -280,3 +292,28 @@ class Trainer:
         if ema is not None:
             copy.load_state_dict(ema.tensors(name or ema.default))
         return copy.eval()
+
+
+def train(denoiser: nn.Module, data: Any, objective: Any = None, **settings: Any) -> Trainer:
+    """Train and return the finished :class:`Trainer`: ``train(denoiser, data, steps=2000).ema`` is the model.
+
+    Args:
+        settings: arguments of :class:`Trainer` (``run_dir``, ``validation``, ``quiet`` ...) and fields of
+            :class:`TrainConfig` (``steps``, ``batch``, ``lr`` ...), by name.
+
+    Raises:
+        BadValue: an unknown name, with the nearest ones.
+    """
+    fields = {f.name for f in dataclasses.fields(TrainConfig)}
+    own = set(inspect.signature(Trainer).parameters) - {"denoiser", "data", "objective"}
+    for name in settings:
+        if name not in fields | own:
+            raise unknown("setting of a training", name, fields | own)
+    config = {k: v for k, v in settings.items() if k in fields}
+    rest = {k: v for k, v in settings.items() if k in own}
+    if config and "config" in rest:
+        raise BadValue(f"give either config= or its fields, not both: {', '.join(sorted(config))}")
+    rest.setdefault("config", TrainConfig(**config))
+    trainer = Trainer(denoiser, data, objective, **rest)
+    trainer.fit()
+    return trainer

@@ -171,7 +171,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
     [
         ({"lr": 2e-2}, "another training configuration: lr is 0.01 in the file and 0.02 here"),
         ({"steps": 30}, "steps is 20 in the file and 30 here"),
-        ({"data": tiny.TinyData(51)}, "another data"),
+        ({"data": tiny.TinyData(50, spoiled=[3])}, "other data: fingerprint is"),
         ({"objective": tiny.Denoising(antithetic=True)}, "another objective"),
     ],
 )

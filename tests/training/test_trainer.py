@@ -8,10 +8,10 @@ import tiny_training as tiny
 import torch
 from torch import nn
 
-from condiff.errors import BadType, BadValue, Incompatible, MissingExtra
+from condiff.errors import BadFile, BadType, BadValue, Incompatible, MissingExtra
 from condiff.model_files import load_model
 from condiff.random import derive_seed
-from condiff.training import Denoising, LogitNormal, Losses, TrainConfig, Trainer, as_batch
+from condiff.training import Denoising, LogitNormal, Losses, TrainConfig, Trainer, as_batch, train
 from condiff.training.order import Order
 
 
@@ -92,7 +92,7 @@ def test_the_run_folder_explains_itself(tmp_path):
     work = tiny.trainer(run, ema=(0.9, 0.5), extra={"recipe": {"name": "mine"}}, validation=tiny.TinyData(9))
     status = work.fit()
     assert (status.step, status.stopped, status.exit_code) == (20, False, 0)
-    files = {p.name for p in run.iterdir()}
+    files = {p.name for p in run.iterdir() if not p.name.startswith(".")}
     models = {"model.safetensors", "model-ema.safetensors", "model-ema-0.5.safetensors"}
     assert files == {"config.json", "metrics.jsonl", "checkpoints", *models}
     config = json.loads((run / "config.json").read_text())
@@ -278,6 +278,45 @@ def test_progress_without_a_terminal_is_plain_lines(capsys):
     assert len(lines) == 2
     assert lines[0].startswith("step 5/10  loss ")
     assert "samples/s" in lines[0] and lines[0].endswith("left")
+
+
+def test_progress_in_a_terminal_is_a_live_line(capsys, monkeypatch):
+    import sys
+
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    Trainer(tiny.denoiser(), tiny.TinyData(), Denoising(), tiny.config(steps=10)).fit()
+    said = capsys.readouterr().err
+    assert "10/10" in said and "loss" in said and "/s" in said
+
+
+def test_one_process_at_a_time(tmp_path):
+    work = tiny.trainer(tmp_path / "run")
+    other = tiny.trainer(tmp_path / "run", resume=True)
+    advance = work.engine.advance
+
+    def meanwhile(step, batches):
+        if step == 3:
+            with pytest.raises(BadFile, match="another process is training in"):
+                other.fit()
+        return advance(step, batches)
+
+    work.engine.advance = meanwhile
+    assert work.fit().step == 20
+
+
+def test_train_is_one_call(tmp_path):
+    run = train(
+        tiny.denoiser(), tiny.TinyData(), steps=3, batch=8, run_dir=tmp_path / "run", quiet=True, tensorboard=False
+    )
+    assert run.step == 3 and not run.ema.training
+    assert (tmp_path / "run" / "model-ema.safetensors").exists()
+    with pytest.raises(BadValue, match="Did you mean 'steps'"):
+        train(tiny.denoiser(), tiny.TinyData(), stepz=3)
+    with pytest.raises(BadValue, match="either config="):
+        train(tiny.denoiser(), tiny.TinyData(), config=TrainConfig(), steps=3)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
