@@ -1,4 +1,4 @@
-"""README.md and CONTRIBUTING.md are true: their Python runs, its tests pass, commands, links and files exist."""
+"""The documents are true: their Python runs, its tests pass, the commands, links and files that they name exist."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TOLD = ("README.md", "CONTRIBUTING.md")
+RUN = (*TOLD, "docs/guide/quickstart.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/methods/*.md")))
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
@@ -41,13 +42,14 @@ def blocks(name: str, language: str) -> list[tuple[int, str]]:
 def test_python_blocks_run_and_their_tests_pass(tmp_path):
     """Each block is a module of its own, imported and tested by pytest in another process, warnings as errors."""
     written = 0
-    for name in TOLD:
+    for name in RUN:
+        stem = re.sub(r"\W", "_", name.removesuffix(".md").lower())
         for line, code in blocks(name, "python"):
             for long, short in SHORTER.items():
                 code = code.replace(long, short)
-            (tmp_path / f"test_{name.removesuffix('.md').lower()}_line_{line}.py").write_text(code, encoding="utf-8")
+            (tmp_path / f"test_{stem}_line_{line}.py").write_text(code, encoding="utf-8")
             written += 1
-    assert written >= 7
+    assert written >= 12
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-W", "ignore::DeprecationWarning", "."]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "-p no:cacheprovider"}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)

@@ -99,13 +99,13 @@ class Cite(Directive):
 
 
 class Command(Directive):
-    """The help of a command, as a terminal of 100 columns shows it."""
+    """The help of a command, as a terminal of 92 columns shows it."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         command = [sys.executable, "-m", "condiff.cli.main", self.arguments[0], "--help"]
-        environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+        environment = {**os.environ, "COLUMNS": "92", "NO_COLOR": "1", "TERM": "dumb"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         text = done.stdout.strip()
         return [nodes.literal_block(text, text, language="text")]
