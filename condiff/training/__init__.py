@@ -3,6 +3,7 @@
 from condiff.training.batch import Batch, as_batch
 from condiff.training.config import TrainConfig
 from condiff.training.ema import EMA, Average, Exponential, PowerFunction
+from condiff.training.joint import JointDenoising
 from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Losses, Objective
 from condiff.training.times import DiscreteTimes, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
 from condiff.training.trainer import Status, Trainer, train
@@ -35,6 +36,7 @@ __all__ = [
     "EDMWeight",
     "Exponential",
     "Huber",
+    "JointDenoising",
     "LearnedVariance",
     "LogitNormal",
     "Losses",

@@ -12,36 +12,47 @@ from condiff.conditions import Condition, Conditions, as_conditions
 from condiff.errors import BadType, BadValue, unknown
 
 FIELDS = ("x", "cond", "weight", "mask", "source")
+Tree = Tensor | dict[str, Tensor]
+
+
+def each(fn: Callable[..., Any], value: Any, *others: Any) -> Any:
+    """``fn`` on a tensor, or on every tensor of a dictionary (and of others of the same names)."""
+    if isinstance(value, Mapping):
+        return {name: fn(v, *(o[name] for o in others)) for name, v in value.items()}
+    return fn(value, *others)
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """The tensors of a tensor or a dictionary."""
+    return list(value.values()) if isinstance(value, Mapping) else [value]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Args:
-    x: samples (B, ...).
-    cond: conditions; an endpoint is an entry of kind 'endpoint'.
-    weight: (B,) importance of each row.
-    mask: broadcasts to x; which elements count.
+    """Samples and what is known of them.
+
+    Args:
+        x: samples (B, ...), or a dictionary of the variables of joint states.
+        cond: conditions; an endpoint is an entry of kind 'endpoint'.
+        weight: (B,) importance of each row.
+        mask: broadcasts to x; which elements count.
     """
 
-    x: Tensor
+    x: Tree
     cond: Conditions
     weight: Tensor | None = None
-    mask: Tensor | None = None
+    mask: Tree | None = None
 
     def __len__(self) -> int:
-        return self.x.shape[0]
+        return leaves(self.x)[0].shape[0]
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """``fn`` applied to every tensor."""
-        other = [None if v is None else fn(v) for v in (self.weight, self.mask)]
-        return Batch(fn(self.x), self.cond.map(fn), *other)
+        other = [None if v is None else each(fn, v) for v in (self.weight, self.mask)]
+        return Batch(each(fn, self.x), self.cond.map(fn), *other)
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         return self.map(lambda v: v.to(device, non_blocking=non_blocking))
-
-    def rows(self, start: int, stop: int) -> Batch:
-        """Rows ``start:stop``."""
-        return self.map(lambda v: v[start:stop] if v.ndim and v.shape[0] == len(self) else v)
 
 
 def as_batch(batch: Batch | Mapping[str, Any], kinds: Mapping[str, str] | None = None) -> Batch:
@@ -61,8 +72,8 @@ def as_batch(batch: Batch | Mapping[str, Any], kinds: Mapping[str, str] | None =
         if key not in FIELDS:
             raise unknown("entry of a batch (conditions go under 'cond')", key, FIELDS)
     x, weight, mask, source = (batch.get(k) for k in ("x", "weight", "mask", "source"))
-    if not isinstance(x, Tensor):
-        raise BadType(f"a batch needs x, a tensor (B, ...), got {type(x).__name__}")
+    if not all(isinstance(v, Tensor) for v in leaves(x)):
+        raise BadType(f"a batch needs x, a tensor (B, ...) or a dictionary of them, got {type(x).__name__}")
     cond = as_conditions(batch.get("cond"), kinds)
     if source is not None:
         cond = cond.replace(source=Condition(source, "endpoint"))
@@ -70,16 +81,25 @@ def as_batch(batch: Batch | Mapping[str, Any], kinds: Mapping[str, str] | None =
     return Batch(x, cond, weight, mask)
 
 
-def _check(x: Tensor, cond: Conditions, weight: Tensor | None, mask: Tensor | None) -> None:
-    if x.ndim == 0 or x.shape[0] == 0:
-        raise BadValue(f"a batch needs at least one row, got x of shape {tuple(x.shape)}")
-    if cond.batch not in (None, x.shape[0]):
-        raise BadValue(f"x has {x.shape[0]} rows, but its conditions {cond.batch}")
-    if weight is not None and weight.shape != x.shape[:1]:
-        raise BadValue(f"weight must have shape ({x.shape[0]},), one per row, got {tuple(weight.shape)}")
+def _check(x: Tree, cond: Conditions, weight: Tensor | None, mask: Tree | None) -> None:
+    rows = {v.shape[0] if v.ndim else 0 for v in leaves(x)}
+    if len(rows) != 1 or 0 in rows:
+        raise BadValue(f"a batch needs at least one row, and all variables the same number: got x of {_shapes(x)}")
+    (rows,) = rows
+    if cond.batch not in (None, rows):
+        raise BadValue(f"x has {rows} rows, but its conditions {cond.batch}")
+    if weight is not None and weight.shape != (rows,):
+        raise BadValue(f"weight must have shape ({rows},), one per row, got {tuple(weight.shape)}")
     if mask is not None:
-        fits = mask.ndim == x.ndim and all(m in (1, n) for m, n in zip(mask.shape, x.shape, strict=True))
-        if not fits:
-            raise BadValue(
-                f"mask of shape {tuple(mask.shape)} must broadcast to x {tuple(x.shape)}, dimension by dimension"
-            )
+        if isinstance(mask, Mapping) != isinstance(x, Mapping) or (isinstance(x, Mapping) and set(mask) != set(x)):
+            raise BadValue("the mask of joint states is a dictionary over the same variables")
+        each(_check_mask, mask, x)
+
+
+def _check_mask(mask: Tensor, x: Tensor) -> None:
+    if mask.ndim != x.ndim or not all(m in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
+        raise BadValue(f"mask of shape {tuple(mask.shape)} must broadcast to x {tuple(x.shape)}")
+
+
+def _shapes(x: Tree) -> str:
+    return f"shape {each(lambda v: tuple(v.shape), x)}"

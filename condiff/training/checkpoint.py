@@ -84,8 +84,9 @@ class Checkpoints:
             except BadFile as error:
                 problems.append(str(error))
                 continue
-            for problem in problems if warn is not None else ():
-                warn(f"a damaged checkpoint is passed over: {problem}. Continuing from {found[0]}.")
+            if warn is not None:
+                for problem in problems:
+                    warn(f"a damaged checkpoint is passed over: {problem}. Continuing from {found[0]}.")
             return found
         if problems:
             raise BadFile(f"no valid checkpoint in {self.folder}: {'; '.join(problems)}")

@@ -22,7 +22,7 @@ from condiff.training.ema import EMA
 from condiff.training.modules import Together, blocks_of, compiled, optimizer_of, recomputing
 from condiff.training.objective import Losses
 from condiff.training.order import share
-from condiff.training.parallel import Parallel
+from condiff.training.parallel import Parallel, whole
 
 
 class Engine:
@@ -58,7 +58,8 @@ class Engine:
         named = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         if not named:
             raise BadValue("there is nothing to train: no parameter requires a gradient")
-        self.parameters, self.names = list(named.values()), {p: n for n, p in named.items()}
+        self.parameters = list(named.values())
+        self.names: dict[Tensor, str] = {p: n for n, p in named.items()}
         self.optimizer = optimizer_of(self.parameters, config, optimizer)
         self.ema = EMA(denoiser, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
@@ -101,7 +102,7 @@ class Engine:
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.config.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return whole(norm)
 
     @torch.no_grad()
     def loss(self, batch: Batch, rng: Source) -> Tensor:

@@ -52,7 +52,7 @@ def recomputing(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def optimizer_of(
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     config: TrainConfig,
     factory: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None,
 ) -> torch.optim.Optimizer:

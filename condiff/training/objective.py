@@ -38,7 +38,7 @@ class Losses(NamedTuple):
     loss: Tensor
     per_sample: Tensor
     parts: dict[str, Tensor]
-    t: Tensor | None = None
+    t: Tensor | dict[str, Tensor] | None = None
 
 
 class Objective(Protocol):
@@ -180,10 +180,7 @@ class Denoising:
         """``(per_sample (B,), parts, batch-level losses)``."""
         truth = denoiser.process.forward(x, t, source=cond.source, noise=noise)
         said = denoiser(truth.x_t, truth.level, cond)
-        kinds = self._targets() or tuple(said.values)
-        fields = {kind: self._field(kind, said, truth, mask) for kind in kinds}
-        if self.variance is not None:
-            fields["variance"] = masked_mean(self.variance(said, truth), mask)
+        fields = self.fields(said, truth, mask)
         per_sample = sum(fields.values())
         parts = {kind: value.mean() for kind, value in fields.items()} if len(fields) > 1 else {}
         total: Tensor | float = 0.0
@@ -192,7 +189,15 @@ class Denoising:
             per_sample, total = (per_sample + value, total) if value.ndim else (per_sample, total + value)
         return per_sample, parts, total
 
-    def _field(self, kind: str, said: Prediction, truth: Prediction, mask: Tensor | None) -> Tensor:
+    def fields(self, said: Prediction, truth: Prediction, mask: Tensor | None) -> dict[str, Tensor]:
+        """The loss of each quantity, by name: (B,) each."""
+        fields = {kind: self.field(kind, said, truth, mask) for kind in self._targets() or tuple(said.values)}
+        if self.variance is not None:
+            fields["variance"] = masked_mean(self.variance(said, truth), mask)
+        return fields
+
+    def field(self, kind: str, said: Prediction, truth: Prediction, mask: Tensor | None) -> Tensor:
+        """The weighted loss of one quantity, (B,)."""
         distance = DISTANCES[self.loss] if isinstance(self.loss, str) else self.loss
         error = distance(_at_least_float32(said.to(kind)), _at_least_float32(truth.to(kind)))
         weight = self.weighting.on(kind, truth.level)
@@ -210,7 +215,9 @@ def masked_mean(value: Tensor, mask: Tensor | None) -> Tensor:
     return kept.sum(1) / mask.sum(1).clamp_min(torch.finfo(value.dtype).tiny)
 
 
-def _floats(x: Tensor) -> Tensor:
+def _floats(x: Any) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise BadType("Denoising takes samples of one variable; joint states have JointDenoising")
     if not x.dtype.is_floating_point:
         raise BadType(f"denoising needs floating-point samples, got {x.dtype}")
     return x

@@ -79,7 +79,8 @@ class Parallel:
         mesh = init_device_mesh(self.device.type, (self.world,))
         for block in blocks:
             fully_shard(block, mesh=mesh)
-        return fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        return module
 
     def syncing(self, module: nn.Module, sync: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged after the backward passes inside, or kept back for a later one."""
@@ -141,7 +142,8 @@ def _check_accelerate(mode: str, precision: str) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with all of its shards; all processes must ask together."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def wholes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,9 +18,10 @@ Files = dict[str, tuple[dict[str, Tensor], dict[str, str]]]
 def weights_of(engine: Engine, step: int) -> Files:
     """The raw and the averaged weights, whole: name -> (tensors, metadata). All processes must ask together."""
     files = {"model": (wholes(engine.denoiser.state_dict()), describe_weights(engine.denoiser, "raw", step=step))}
-    for name in engine.ema.averages if engine.ema is not None else ():
-        about = describe_weights(engine.denoiser, f"ema-{name}", default=name == engine.ema.default, step=step)
-        files[f"ema-{name}"] = (wholes(engine.ema.tensors(name)), about)
+    if engine.ema is not None:
+        for name in engine.ema.averages:
+            about = describe_weights(engine.denoiser, f"ema-{name}", default=name == engine.ema.default, step=step)
+            files[f"ema-{name}"] = (wholes(engine.ema.tensors(name)), about)
     return files
 
 
@@ -41,10 +42,11 @@ def restore(engine: Engine, path: Path, state: dict[str, Any]) -> None:
         Incompatible: of another model.
     """
     _fill_all(engine.denoiser.state_dict(), read_file(path, "model"), path / RAW)
-    for name in engine.ema.averages if engine.ema is not None else ():
-        own = dict(zip(engine.ema.names, engine.ema.values[name], strict=True))
-        stored = read_file(path, f"ema-{name}")
-        _fill_all(own, {k: v for k, v in stored.items() if k in own}, path / f"ema-{name}.safetensors")
+    if engine.ema is not None:
+        for name in engine.ema.averages:
+            own = dict(zip(engine.ema.names, engine.ema.values[name], strict=True))
+            stored = read_file(path, f"ema-{name}")
+            _fill_all(own, {k: v for k, v in stored.items() if k in own}, path / f"ema-{name}.safetensors")
     if isinstance(engine.objective, nn.Module):
         _fill_all(engine.objective.state_dict(), read_file(path, "objective"), path / "objective.safetensors")
     unpack_optimizer(engine.optimizer, engine.names, read_file(path, "optimizer"), state["optimizer"])

@@ -23,7 +23,7 @@ from torch import nn
 
 from condiff.errors import BadFile, BadType, BadValue, unknown
 from condiff.model_files import save_model
-from condiff.training.batch import Batch, as_batch
+from condiff.training.batch import Batch, as_batch, each
 from condiff.training.checkpoint import Checkpoints
 from condiff.training.config import TrainConfig
 from condiff.training.engine import Engine
@@ -125,9 +125,9 @@ class Trainer:
     def _check_rows(self, data: Any) -> None:
         """Data that doesn't fit is refused before anything is written."""
         batch = as_batch(fetcher(data)(torch.arange(min(2, len(data))), 0), self.kinds)
-        shape = getattr(self.denoiser, "shape", None)
-        if shape is not None and tuple(batch.x.shape[1:]) != tuple(shape):
-            raise BadValue(f"the data has samples of shape {tuple(batch.x.shape[1:])}, the denoiser of {tuple(shape)}")
+        wanted, got = getattr(self.denoiser, "shape", None), each(lambda x: tuple(x.shape[1:]), batch.x)
+        if wanted is not None and got != each(tuple, wanted):
+            raise BadValue(f"the data has samples of shape {got}, the denoiser of {each(tuple, wanted)}")
 
     def _take_up(self) -> None:
         """Continue from the newest valid checkpoint, or write the first: how weights were made doesn't matter then."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import NonFinite
-from condiff.training.batch import as_batch
+from condiff.training.batch import as_batch, each, leaves
 from condiff.training.objective import Losses
 
 
@@ -31,7 +31,7 @@ class Watch:
             NonFinite: naming the first step whose loss or gradient isn't finite, and what is known of it.
         """
         names = [["loss", *sorted(losses[0].parts)] for _, losses, _ in self.pending]
-        sums = [
+        sums: list[Any] = [  # tensors, though sum() of none would be 0
             sum(part.loss if n == "loss" else part.parts[n] for part in losses)
             for keys, (_, losses, _) in zip(names, self.pending, strict=True)
             for n in keys
@@ -81,7 +81,7 @@ class Watch:
         batch = as_batch(loader[(step - 1) * len(loader.mine) + index], self.trainer.kinds)
         out = []
         for row in wrong:
-            t = None if losses.t is None or losses.t.ndim == 0 else losses.t[row].tolist()
-            holds = "" if torch.isfinite(batch.x[row]).all() else ", whose x holds NaN or infinity"
-            out.append(f"data row {int(numbers[row])}{holds}, at t = {t}")
+            t = None if losses.t is None else each(lambda t, row=row: (t[row] if t.ndim else t).tolist(), losses.t)
+            finite = all(torch.isfinite(x[row]).all() for x in leaves(batch.x))
+            out.append(f"data row {int(numbers[row])}{'' if finite else ', whose x holds NaN or infinity'}, at t = {t}")
         return out

@@ -9,7 +9,7 @@ from torch import nn
 from condiff.conditions import Condition, Conditions
 from condiff.denoiser import Denoiser, EDMPrecondition
 from condiff.errors import BadType, BadValue, Incompatible
-from condiff.process import EDM, Cosine, Gaussian, Prediction, Rectified, VPLinear
+from condiff.process import EDM, Cosine, Gaussian, Joint, Prediction, Rectified, VPLinear
 from condiff.random import Shard, as_source
 from condiff.training import (
     ELBO,
@@ -19,6 +19,7 @@ from condiff.training import (
     EDMLogNormal,
     EDMWeight,
     Huber,
+    JointDenoising,
     LearnedVariance,
     MinSNR,
     PerFrame,
@@ -350,11 +351,63 @@ def test_bad_settings_are_refused(make, match):
         make()
 
 
+class Pair(nn.Module):
+    """A joint denoiser whose variables see each other."""
+
+    kinds, shape = {}, None
+
+    def __init__(self, process):
+        super().__init__()
+        self.process, self.layer = process, nn.Linear(5, 5, dtype=torch.float64)
+
+    def forward(self, x, t, cond=None):
+        levels = self.process.at(t)
+        out = self.layer(torch.cat([x["a"], x["b"]], dim=1))
+        return {
+            "a": Prediction(x["a"], levels["a"], {"v": out[:, :3]}),
+            "b": Prediction(x["b"], levels["b"], {"noise": out[:, 3:]}),
+        }
+
+
+def test_joint_states_have_a_time_and_a_loss_per_variable():
+    joint = Joint({"a": Gaussian(Cosine()), "b": Gaussian(Rectified())})
+    denoiser, x = Pair(joint), {"a": data(6), "b": data(6, 2)}
+    how = {"b": Denoising(target="velocity", weighting=MinSNR(), times=UniformTimes(low=0.2, high=0.8))}
+    losses = JointDenoising(variables=how, weights={"a": 3.0})(denoiser, {"x": x}, 0)
+    torch.testing.assert_close(losses.loss, 3.0 * losses.parts["a"] + losses.parts["b"])
+    assert losses.t["a"].shape == (6,) and not torch.equal(losses.t["a"], losses.t["b"])
+    tied = JointDenoising(tied=True)(denoiser, {"x": x}, 0)
+    assert torch.equal(tied.t["a"], tied.t["b"])
+    # each variable's loss is its own Denoising's, at the same draws
+    rng = as_source(0)
+    times = {n: how.get(n, Denoising()).times.sample(joint[n], x[n].shape, rng) for n in joint}
+    noise = {n: rng.normal(x[n].shape, torch.float64) for n in joint}
+    truth = joint.forward(x, times, noise=noise)
+    said = denoiser({n: p.x_t for n, p in truth.items()}, {n: p.level for n, p in truth.items()})
+    want = how["b"].fields(said["b"], truth["b"], None)["velocity"].mean()
+    torch.testing.assert_close(losses.parts["b"], want.detach())
+
+
+def test_joint_states_are_checked():
+    joint = Joint({"a": Gaussian(Cosine()), "b": Gaussian(Rectified())})
+    x = {"a": data(6), "b": data(6, 2)}
+    with pytest.raises(BadType, match="JointDenoising"):
+        Denoising()(Pair(joint), {"x": x}, 0)
+    with pytest.raises(BadType, match="Denoising"):
+        JointDenoising()(Pair(joint), {"x": data()}, 0)
+    with pytest.raises(BadValue, match="unknown variable 'c'"):
+        JointDenoising(weights={"c": 1.0})(Pair(joint), {"x": x}, 0)
+    with pytest.raises(BadValue, match="the same number"):
+        JointDenoising()(Pair(joint), {"x": {"a": data(6), "b": data(5, 2)}}, 0)
+    with pytest.raises(BadValue, match="dictionary over the same variables"):
+        JointDenoising()(Pair(joint), {"x": x, "mask": torch.ones(6, 3)}, 0)
+
+
 def test_a_batch_of_conditions_stays_what_it_is():
     from condiff.training import as_batch
 
     cond = Conditions({"label": Condition(torch.arange(4), "label")})
-    batch = as_batch({"x": torch.zeros(4, 2), "cond": cond, "mask": torch.ones(1, 2)})
-    part = batch.rows(1, 3)
-    assert part.cond["label"].value.tolist() == [1, 2]
-    assert part.mask.shape == (1, 2)
+    batch = as_batch({"x": torch.zeros(4, 2), "cond": cond, "weight": torch.ones(4)})
+    assert as_batch(batch) is batch
+    assert batch.to("cpu").cond["label"].value.tolist() == [0, 1, 2, 3]
+    assert len(batch) == 4
