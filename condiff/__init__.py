@@ -55,7 +55,7 @@ _NAMES = {
     "train": "training",
 }
 
-__all__ = ["__version__", "load", "oracles", *_ROOMS, *_NAMES]
+__all__ = ["__version__", "load", "oracles", *_ROOMS, *_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]: imported on first use
 
 
 def __getattr__(name: str) -> Any:

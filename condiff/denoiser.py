@@ -29,8 +29,11 @@ from condiff.process.prediction import KINDS, Prediction
 class Denoises(Protocol):
     """What solvers, guidance and objectives need of a denoiser."""
 
-    process: Process
-    shape: tuple[int, ...] | None
+    @property
+    def process(self) -> Process: ...
+
+    @property
+    def shape(self) -> tuple[int, ...] | None: ...
 
     def __call__(self, x_t: Tensor, t: Time, cond: Any = None) -> Prediction: ...
 
@@ -162,10 +165,9 @@ class Denoiser(nn.Module):
         for key in config:
             if key not in names:
                 raise unknown("field of a denoiser", key, names)
-        network = _built("network", config.get("network"), network)
-        network = network if isinstance(network, nn.Module) else network.build()
+        part = _built("network", config.get("network"), network)
         return cls(
-            network,
+            part if isinstance(part, nn.Module) else part.build(),
             _built("process", config.get("process"), process),
             from_config(config.get("target", "velocity")),
             _built("precondition", config.get("precondition"), None),

@@ -139,7 +139,8 @@ def repeat_level(level: Level, n: int) -> Level:
     """The level of n copies of the batch, one after the other."""
     if not isinstance(level.t, Tensor) or level.t.ndim == 0:
         return level
-    return Level(*(torch.cat([c] * n) for c in level[:-1]), level.process)
+    weights: Any = level[:-1]  # tensors all, as t is one
+    return Level._make((*(torch.cat([w] * n) for w in weights), level.process))
 
 
 def evaluate(

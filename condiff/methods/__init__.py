@@ -9,7 +9,7 @@ from condiff.methods.catalogue import ENTRIES, Entry, find
 
 _LAZY = {"Recipe": "recipe", "Sampler": "recipe", "Facts": "experiment", "Reproduction": "reproduction"}
 
-__all__ = ["ENTRIES", "Entry", "find", *_LAZY]
+__all__ = ["ENTRIES", "Entry", "find", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]: imported on first use
 
 
 def __getattr__(name: str) -> Any:

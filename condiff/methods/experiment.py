@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class Digits:
         torch.manual_seed(seed)
         trainer = Trainer(recipe.denoiser(), self.data, recipe.objective, config, run_dir=None, quiet=True)
         trainer.fit()
-        return Trained(recipe, trainer.averaged())
+        return Trained(recipe, cast(Denoises, trainer.averaged()))
 
     def labels(self, num: int) -> Tensor:
         """Every digit in turn."""
@@ -115,7 +115,7 @@ class Digits:
             seed=10_000 + seed,
         )
 
-    def score(self, model: Trained, sampler: Sampler, seed: int, num: int = 1000) -> dict[str, float]:
+    def score(self, model: Trained, sampler: Sampler, seed: int, num: int = 1000) -> dict[str, Any]:
         """The figures of ``num`` samples against held-out digits."""
         x = self.draw(model, sampler, seed, num)
         return evaluate(

@@ -78,5 +78,7 @@ def _write(made: Drawing, out: Path) -> None:
     with replacing(out) as temporary, open(temporary, "wb") as file:
         if out.suffix == ".npy":
             np.save(file, made.x.numpy())
+        elif made.labels is None:
+            np.savez(file, x=made.x.numpy())
         else:
-            np.savez(file, x=made.x.numpy(), **({} if made.labels is None else {"label": made.labels.numpy()}))
+            np.savez(file, x=made.x.numpy(), label=made.labels.numpy())

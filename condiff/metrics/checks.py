@@ -53,7 +53,8 @@ def same_shape(a: Tensor, b: Tensor, names: tuple[str, str] = ("a", "b")) -> tup
     """
     if a.shape != b.shape:
         raise BadValue(f"{names[0]} {tuple(a.shape)} and {names[1]} {tuple(b.shape)} must have one shape")
-    as_rows(a, names[0]), as_rows(b, names[1])
+    as_rows(a, names[0])
+    as_rows(b, names[1])
     return a.detach().double(), b.detach().double()
 
 

@@ -47,6 +47,9 @@ class Attention(nn.Module):
     may read and replace them.
     """
 
+    backend: str
+    out: nn.Module
+
     def __init__(
         self, width: int, heads: int, *, context: int | None = None, qk_norm: bool = False, backend: str = "sdpa"
     ) -> None:

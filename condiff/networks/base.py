@@ -9,7 +9,7 @@ which hooks take too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from condiff.conditions import ConditionBank, Conditions, as_conditions
 from condiff.errors import BadType, BadValue
 from condiff.networks.layout import Layout
+
+Config = TypeVar("Config")
 
 
 class Network(nn.Module):
@@ -85,7 +87,7 @@ class Network(nn.Module):
         return repr(self.config)
 
 
-def configured(cls: type, config: Any, fields: dict[str, Any]) -> Any:
+def configured(cls: type[Config], config: Config | None, fields: dict[str, Any]) -> Config:
     """The configuration given, or one built from keyword fields, not both."""
     if config is None:
         return cls(**fields)

@@ -125,6 +125,8 @@ class DiT(Network):
             in its forward has it returned among the aux.
     """
 
+    position_table: Tensor | None
+
     def __init__(
         self, config: DiTConfig | None = None, *, feed_forward: FeedForward | None = None, **fields: Any
     ) -> None:

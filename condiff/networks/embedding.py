@@ -31,6 +31,8 @@ class TimeEmbedding(nn.Module):
         hidden: width in between, ``width`` when None.
     """
 
+    freqs: Tensor
+
     def __init__(self, width: int, features: int = 256, scale: float = 1000.0, hidden: int | None = None) -> None:
         super().__init__()
         if features < 2 or features % 2:

@@ -150,7 +150,7 @@ class UNet(Network):
         self.output = zeroed(conv(c.width, channels, 3, padding=1))
         set_attention(self, c.attention)
         if self.memory_format is not torch.contiguous_format:
-            self.to(memory_format=self.memory_format)
+            self.to(memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]: missing in torch's stubs
 
     @property
     def memory_format(self) -> torch.memory_format:

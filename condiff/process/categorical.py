@@ -24,7 +24,6 @@ from condiff.errors import BadType, BadValue, Incompatible
 from condiff.process import algebra
 from condiff.process.algebra import Weight
 from condiff.process.keep import Keep, LinearKeep, LogLinear, RatioKeep
-from condiff.process.prior import Prior
 from condiff.process.schedule import as_time
 from condiff.process.token_level import TokenLevel, TokenPrior, TokenTime
 from condiff.process.token_prediction import TokenPrediction, soft
@@ -85,15 +84,15 @@ class TokenProcess(ABC):
         times = as_time(t)
         curves = self.curves(times)
         if not isinstance(t, Tensor):
-            return TokenLevel(float(t), *(float(c) for c in curves), self)
-        return TokenLevel(times, *curves, self)
+            return TokenLevel._make((float(t), *(float(c) for c in curves), self))
+        return TokenLevel._make((times, *curves, self))
 
     def levels(self, grid: Tensor) -> list[TokenLevel]:
         """One level per row of a grid ``(N,)`` (numbers) or ``(N, ...)`` (tensors)."""
         times = as_time(grid, "grid")
         curves = (times, *self.curves(times))
         rows = [c.tolist() if times.ndim == 1 else c.unbind(0) for c in curves]
-        return [TokenLevel(*row, self) for row in zip(*rows, strict=True)]
+        return [TokenLevel._make((*row, self)) for row in zip(*rows, strict=True)]
 
     def model_time(self, t: Tensor) -> Tensor:
         """The number a network of this process is told."""
@@ -177,7 +176,7 @@ class TokenProcess(ABC):
         if not 0 <= low <= high < self.vocab:
             raise BadValue(f"clean tokens must lie in [0, {self.vocab}) (MASK is {self.vocab}), got {low} .. {high}")
 
-    def prior(self) -> Prior:
+    def prior(self) -> TokenPrior:
         """The law at t = 1: MASK everywhere, or uniform tokens without a MASK."""
         return TokenPrior()
 

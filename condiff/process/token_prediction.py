@@ -85,6 +85,7 @@ class TokenPrediction:
     def log_probs(self) -> Tensor:
         """``log p(x0 | x_t)``, (B, ..., V); -inf where impossible."""
         if self._log_probs is None:
+            assert self._tokens is not None
             self._log_probs = one_hot_log(self._tokens, self.process.vocab)
         return self._log_probs
 

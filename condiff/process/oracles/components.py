@@ -96,8 +96,8 @@ class Components:
         u = inverse * away if self.basis is None else self._out(inverse * self._in(away))
         return u, torch.log(var).sum(-1)
 
-    def _solve_dense(self, away: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        var = a[..., :, None] * self.covariances * a[..., None, :] + torch.diag_embed((s * s).expand_as(a))
+    def _solve_dense(self, away: Tensor, a: Tensor, s: Weight) -> tuple[Tensor, Tensor]:
+        var = a[..., :, None] * self.covariances * a[..., None, :] + torch.diag_embed(s * s * torch.ones_like(a))
         try:
             root = torch.linalg.cholesky(var)
         except torch.linalg.LinAlgError as error:

@@ -158,8 +158,9 @@ class Empirical:
         """The batch in chunks of rows, each with its joint log-probabilities over the points."""
         check_state(x_t, self.shape)
         x = flat(x_t)
-        if self.process.has_source:
-            x = x - weight_rows(level.source, x_t) * flat(endpoint(self.process, cond))
+        source = endpoint(self.process, cond)
+        if source is not None:
+            x = x - weight_rows(level.source, x_t) * flat(source)
         x = x[:, 0]
         a, s = (_expand(w, x_t, x) for w in (level.data, level.noise))
         points, weights = self.points.to(x.device), self.log_weights.to(x.device)

@@ -150,8 +150,9 @@ class Mixture:
         labels = None if self.labels is None else self.labels.to(x_t.device)
         log_w = label_weights(self.log_weights.to(x_t.device), labels, read_label(cond, x_t.device))
         x = flat(x_t)
-        if self.process.has_source:
-            x = x - weight_rows(level.source, x_t) * flat(self._source(cond))
+        source = self._source(cond)
+        if source is not None:
+            x = x - weight_rows(level.source, x_t) * flat(source)
         a, s = weight_rows(level.data, x_t), weight_rows(level.noise, x_t)
         fit = self.components.to(x_t.device).fit(x, a, s)
         return fit, log_w + fit.log_prob

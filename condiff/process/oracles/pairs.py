@@ -99,6 +99,7 @@ class Paired:
 
     def _given_fit(self, x_t: Tensor, level: Level, cond: Cond):
         y = endpoint(self.process, cond)
+        assert y is not None
         parts, log_w = self.given(y, cond)
         a, b, s = (weight_rows(w, x_t) for w in (level.data, level.source, level.noise))
         fit = parts.fit(flat(x_t) - b * flat(y), a, s)
