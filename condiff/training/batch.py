@@ -71,7 +71,8 @@ def as_batch(batch: Batch | Mapping[str, Any], kinds: Mapping[str, str] | None =
     for key in batch:
         if key not in FIELDS:
             raise unknown("entry of a batch (conditions go under 'cond')", key, FIELDS)
-    x, weight, mask, source = (batch.get(k) for k in ("x", "weight", "mask", "source"))
+    x: Any = batch.get("x")
+    weight, mask, source = (batch.get(k) for k in ("weight", "mask", "source"))
     if not all(isinstance(v, Tensor) for v in leaves(x)):
         raise BadType(f"a batch needs x, a tensor (B, ...) or a dictionary of them, got {type(x).__name__}")
     cond = as_conditions(batch.get("cond"), kinds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -66,11 +66,11 @@ class JointDenoising:
         return self.variables.get(name) or Denoising()
 
     def _losses(self, batch: Batch, said: Mapping[str, Any], truth: Mapping[str, Any], times: dict) -> Losses:
-        parts = {}
+        parts, masks = {}, cast("dict[str, Tensor]", batch.mask or {})
         for name in truth:
-            mask = None if batch.mask is None else batch.mask[name]
-            parts[name] = sum(self._how(name).fields(said[name], truth[name], mask).values())
-        per_sample = sum(self.weights.get(name, 1.0) * value for name, value in parts.items())
+            fields = self._how(name).fields(said[name], truth[name], masks.get(name))
+            parts[name] = torch.stack(list(fields.values())).sum(0)
+        per_sample = torch.stack([self.weights.get(name, 1.0) * value for name, value in parts.items()]).sum(0)
         weighted = per_sample if batch.weight is None else per_sample * batch.weight.to(per_sample)
         logged = {name: value.detach().mean() for name, value in parts.items()}
         return Losses(torch.mean(weighted), per_sample, logged, times)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ class Denoising:
         t = self.times.sample(process, x.shape, rng, where)
         noise = process.noise_law.sample(rng, x.shape, x.dtype, x.device)
         cond = batch.cond if self.transform is None else self.transform(batch.cond, t=t, rng=rng, training=training)
-        return self.at(denoiser, x, t, noise, cond, weight=batch.weight, mask=batch.mask)
+        return self.at(denoiser, x, t, noise, cond, weight=batch.weight, mask=cast("Tensor | None", batch.mask))
 
     def at(
         self,
@@ -181,7 +181,7 @@ class Denoising:
         truth = denoiser.process.forward(x, t, source=cond.source, noise=noise)
         said = denoiser(truth.x_t, truth.level, cond)
         fields = self.fields(said, truth, mask)
-        per_sample = sum(fields.values())
+        per_sample = torch.stack(list(fields.values())).sum(0)
         parts = {kind: value.mean() for kind, value in fields.items()} if len(fields) > 1 else {}
         total: Tensor | float = 0.0
         for name, value in said.aux.get("losses", {}).items():

@@ -186,9 +186,9 @@ class Trainer:
                 if stopping and self.step < config.steps:
                     return Status(self.step, True, stop.signal or signal.SIGTERM)  # the signal may be another process's
             if self.sample is not None and self._due(config.sample_every):
-                self._show_samples()
+                self._show_samples(self.sample)
         if self.folder is not None:
-            self._finish()
+            self._finish(self.folder)
         return Status(self.step)
 
     def _due(self, every: int) -> bool:
@@ -233,11 +233,11 @@ class Trainer:
                 total += self.engine.loss(batch, source).double() * len(batch)
         return float(self.parallel.total(total)) / size
 
-    def _show_samples(self) -> None:
+    def _show_samples(self, sample: Callable[[nn.Module, int, Path | None], Any]) -> None:
         """Call the sample callback; with sharded weights in all processes, of which the first has the folder."""
         if self.parallel.main or self.parallel.sharded:
             with self.engine.judged("sample", self.step) as denoiser:
-                self.sample(denoiser, self.step, self.folder if self.parallel.main else None)
+                sample(denoiser, self.step, self.folder if self.parallel.main else None)
         self.parallel.wait()
 
     # Files
@@ -265,13 +265,13 @@ class Trainer:
         if self.parallel.any(problem is not None):
             raise problem or BadFile("the first process could not write a checkpoint")
 
-    def _finish(self) -> None:
+    def _finish(self, folder: Path) -> None:
         """The model folder, beside the checkpoints."""
         files = weights_of(self.engine, self.step)
         if self.parallel.main:
             averages = {k.removeprefix("ema-"): v[0] for k, v in files.items() if k != "model"}
             save_model(
-                self.folder, self.denoiser, tensors=files["model"][0], ema=averages, extra=self.record, step=self.step
+                folder, self.denoiser, tensors=files["model"][0], ema=averages, extra=self.record, step=self.step
             )
         self.parallel.wait()
 
