@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Adaptive(Solver):
         if start is not run.t:
             x = combine((start.data, x), (start.source, run.cond.source if process.has_source else x))
         if start.t != end.t:
-            (x,) = odeint(lambda t, y: (velocity(t, y[0]),), (x,), start.t, end.t, self)
+            (x,) = odeint(lambda t, y: (velocity(t, y[0]),), (x,), float(start.t), float(end.t), self)
         if end is not run.s:
             prediction = run.denoise(x, end)
             first[:] = first or [prediction]
@@ -104,7 +105,7 @@ def floor_level(process: Process, clean: Level, noisy: Level, floor: float) -> L
 
 
 def odeint(
-    field: Callable[[float, tuple[Tensor, ...]], tuple[Tensor, ...]],
+    field: Callable[[float, Any], tuple[Tensor, ...]],
     state: tuple[Tensor, ...],
     start: float,
     end: float,

@@ -68,7 +68,7 @@ class AtData:
 def _clean(level: Level) -> bool:
     if isinstance(level.noise, Tensor):
         return bool(((level.noise == 0.0) & (level.data == 1.0)).all())
-    return level.noise == 0.0 and level.data == 1.0
+    return bool(level.noise == 0.0 and level.data == 1.0)
 
 
 def invert(

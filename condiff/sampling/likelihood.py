@@ -93,7 +93,7 @@ def log_likelihood(
         chunk: backward passes at once; 1 for networks whose backward pass can't be vectorised.
 
     Raises:
-        BadValue: an unknown method, probes of another shape, a grid that doesn't decrease.
+        BadValue: an unknown method, probes of another shape, a grid that doesn't decrease, a missing endpoint.
         Incompatible: a prior without density.
     """
     if method not in METHODS:
@@ -103,6 +103,8 @@ def log_likelihood(
     if times.ndim != 1 or not bool((times[1:] > times[:-1]).all()):
         raise BadValue("a likelihood takes the sampling grid, from noise to data: its times must decrease")
     cond = as_conditions(cond, getattr(denoiser, "kinds", None), x.device)
+    if denoiser.process.has_source and cond.source is None:
+        raise BadValue(f"{denoiser.process} moves to an endpoint: give a condition of kind 'endpoint'")
     drawn = None if method == "exact" else draw_probes(probes, probe, x, as_source(rng))
     flow = _Flow(denoiser, cond, drawn, chunk)
     state, total = flow.run(x.detach(), denoiser.process.levels(times), solver)
@@ -172,7 +174,7 @@ class _Flow:
         state: Pair = (x, torch.zeros(len(x), count, dtype=torch.float64, device=x.device))
         if first is not levels[0]:
             state = self._leave(x, first)
-        times = [first.t, *(level.t for level in levels[1:] if level.t > first.t)]
+        times = [float(first.t), *(float(level.t) for level in levels[1:] if level.t > first.t)]
         if solver is not None:
             return self._adaptive(state, times, solver)
         for t, s in pairwise(times):
@@ -183,9 +185,9 @@ class _Flow:
         """From clean data to the first noisy level: the trapezoidal rule for ``d(x_t / data) = E[z] d(noise / data)``,
         where E[z] = 0 at the clean end. Exact to the fourth power of the level's noise.
         """
-        x = level.data * x
-        if self.denoiser.process.has_source:
-            x = x + level.source * self.cond.source
+        x, source = level.data * x, self.cond.source
+        if self.denoiser.process.has_source and source is not None:
+            x = x + level.source * source
         noise, div = self._quantity("noise", level, x)
         return x + 0.5 * level.noise * noise, x[0].numel() * math.log(level.data) + 0.5 * level.noise * div
 

@@ -18,10 +18,8 @@ from condiff.denoiser import Denoises
 from condiff.errors import BadType, BadValue
 from condiff.process.algebra import Weight
 from condiff.process.joint import Joint, JointPrior
-from condiff.process.level import Level
 from condiff.process.prediction import Prediction
 from condiff.process.prior import Prior
-from condiff.process.token_level import TokenLevel
 from condiff.process.token_prediction import TokenPrediction
 from condiff.random import Source, as_source
 from condiff.sampling.grid import Grid, Uniform
@@ -29,6 +27,7 @@ from condiff.sampling.joint import hold_given, join, shapes, sources
 from condiff.sampling.solver import Solver, State
 
 Tensors = Any  # a Tensor, or a dictionary of them over the variables of a joint process
+Levels = Any  # a Level or a TokenLevel, or a dictionary of them
 Times = Grid | Sequence[float] | Tensor | Mapping[str, Any] | None
 
 
@@ -62,8 +61,8 @@ class Step:
     """
 
     index: int
-    t: Level | TokenLevel | dict[str, Any]
-    s: Level | TokenLevel | dict[str, Any]
+    t: Levels
+    s: Levels
     x_t: Tensors
     x_s: Tensors
     prediction: Prediction | TokenPrediction | dict[str, Any] | None
@@ -86,8 +85,8 @@ class Run:
         self.denoiser, self.cond, self.rng, self.hooks = denoiser, cond, rng, tuple(hooks)
         self.nfe = 0
         self.index = 0
-        self.t: Level | TokenLevel | dict[str, Any]
-        self.s: Level | TokenLevel | dict[str, Any]
+        self.t: Levels
+        self.s: Levels
 
     def denoise(self, x: Tensor, level: Any, rows: Tensor | None = None) -> Any:
         """One evaluation, with the hooks around it; counts one network call.

@@ -69,7 +69,7 @@ class Sigmas(Grid):
 
 def _sigma(process: Process, t: float) -> float:
     level = process.at(t)
-    return level.noise / level.data if level.data else math.inf
+    return float(level.noise / level.data) if level.data else math.inf
 
 
 def _lowest(process: Process) -> float:

@@ -118,7 +118,10 @@ class Solver(ABC):
         same = repeats(run.t, run.s)
         if same is not False:
             mean = hold(same, x, mean)
-            std = torch.where(same.to(std.device), 0.0, std) if isinstance(std, Tensor) else 0.0
+            if isinstance(same, Tensor) and isinstance(std, Tensor):
+                std = torch.where(match(same, std).bool(), 0.0, std)
+            else:
+                std = 0.0
         mean = run.on_mean(mean, std, prediction)
         if not isinstance(std, Tensor) and std == 0.0:
             return mean, prediction, None

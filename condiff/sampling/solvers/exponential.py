@@ -43,7 +43,7 @@ class Steps(NamedTuple):
 def columns(levels: Sequence[Level]) -> Steps:
     """The columns of a grid."""
     if isinstance(levels[0].t, Tensor):
-        t, data, source, noise = (torch.stack([level[i] for level in levels]) for i in range(4))
+        t, data, source, noise = (torch.stack([torch.as_tensor(level[i]) for level in levels]) for i in range(4))
     else:
         t, data, source, noise = torch.tensor([level[:4] for level in levels], dtype=torch.float64).unbind(1)
     half_log_snr = torch.log(data) - torch.log(noise)

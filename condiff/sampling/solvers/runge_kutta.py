@@ -20,9 +20,9 @@ from condiff.sampling.solver import Solver, State, velocity
 class Tableau(NamedTuple):
     """Butcher tableau: nodes c, rows of A below the diagonal, weights b."""
 
-    c: tuple[float, ...]
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
+    c: tuple[Weight, ...]
+    a: tuple[tuple[Weight, ...], ...]
+    b: tuple[Weight, ...]
 
 
 TABLEAUS = {
@@ -76,7 +76,8 @@ class RungeKutta(Solver):
         return out
 
     def step(self, x: Tensor, c: Weights, state: State, run: Any) -> tuple[Tensor, Prediction, Tensor | None]:
-        first, slopes = None, []
+        first: Any = None
+        slopes = []
         for stage in c.stages:
             y = combine((1.0, x), *zip(stage.slopes, slopes, strict=True))
             prediction = run.denoise(y, stage.level)
@@ -96,10 +97,10 @@ def _reserve(method: str) -> Tableau:
     return Tableau((0.0, 0.5) + (0.5,) * idle, ((), (0.5,), *rows), (0.0, 1.0) + (0.0,) * idle)
 
 
-def _mixed(where: Tensor, a: Tableau, b: Tableau) -> Any:
+def _mixed(where: Tensor, a: Tableau, b: Tableau) -> Tableau:
     """A tableau of tensors: ``a`` where the mask says so, else ``b``."""
 
-    def pick(x: float, y: float) -> Tensor:
+    def pick(x: Weight, y: Weight) -> Tensor:
         first, second = torch.tensor([x, y], dtype=torch.float64, device=where.device)
         return torch.where(where, first, second)
 

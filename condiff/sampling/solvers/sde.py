@@ -62,7 +62,7 @@ class SDE(Linear):
             return self.noise * (t.noise if self.scale == "sigma" else 1.0) + 0.0 * t.t
         process, bare = t.process, t.noise == 0.0
         g2 = process.diffusion2(
-            process.at(torch.where(bare, 0.5, t.t) if isinstance(t.t, Tensor) else 0.5 if bare else t)
+            process.at(torch.where(bare, 0.5, t.t) if isinstance(bare, Tensor) else 0.5 if bare else t)
         )
         if _any(g2 < -1e-9):
             raise Incompatible(

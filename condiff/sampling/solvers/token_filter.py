@@ -43,10 +43,11 @@ class TokenFilter:
         if self.temperature == 0.0:
             return prediction.set("tokens", log_p.argmax(-1))
         log_p = (log_p / self.temperature).log_softmax(-1)
-        if self.top_k is not None:
-            if self.top_k > log_p.shape[-1]:
-                raise BadValue(f"top_k = {self.top_k} exceeds the vocabulary of {log_p.shape[-1]}")
-            log_p = _keep(log_p, lambda sorted_p: torch.arange(sorted_p.shape[-1], device=log_p.device) < self.top_k)
+        top_k = self.top_k
+        if top_k is not None:
+            if top_k > log_p.shape[-1]:
+                raise BadValue(f"top_k = {top_k} exceeds the vocabulary of {log_p.shape[-1]}")
+            log_p = _keep(log_p, lambda sorted_p: torch.arange(sorted_p.shape[-1], device=sorted_p.device) < top_k)
         if self.top_p is not None:
             log_p = _keep(log_p.log_softmax(-1), lambda sorted_p: sorted_p.cumsum(-1) - sorted_p < self.top_p)
         return prediction.set("log_probs", log_p)
