@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from solver_cases import ALL, DETERMINISTIC, FLOW, VP, Point, each, equal, go, has_final, oracle_on, state
+from solver_cases import ALL, DETERMINISTIC, FLOW, VP, Point, Says, each, equal, go, has_final, oracle_on, state
 
 from condiff.config import from_config, to_config
 from condiff.errors import BadValue
 from condiff.random import Tape
 from condiff.sampling import (
     DDIM,
+    DDPM,
     SDE,
     AdamsBashforth,
     DPMSolver,
@@ -62,6 +63,18 @@ def test_a_state_that_lost_its_past_goes_on_at_first_order(solver):
     mean, _ = solver.advance(state(), prediction, plan[2], State())
     reference = Euler() if isinstance(solver, AdamsBashforth) else DDIM()
     equal(mean, reference.advance(state(), prediction, first[2], State())[0])
+
+
+def test_learned_variances_pause_with_their_rows():
+    """The deviation has the state's shape here, the pause that of the rows."""
+    head = {"variance": torch.zeros(3, 3, dtype=torch.float64)}
+    grid = torch.tensor([[0.9, 0.7, 0.5], [0.9, 0.6, 0.0], [0.8, 0.6, 0.0]], dtype=torch.float64)
+    steps = list(
+        trajectory(Says(oracle_on(VP), "noise", head), state(), solver=DDPM("learned_range"), grid=grid, rng=0)
+    )
+    moved = [[bool((step.x_s[i] != step.x_t[i]).all()) for i in range(3)] for step in steps]
+    assert moved == [[False, True, True], [True, False, False]]
+    assert torch.equal(steps[1].x_s[1:], steps[0].x_s[1:])
 
 
 # Times per row and per frame

@@ -60,16 +60,13 @@ class Multistep(Solver):
     def plan(self, levels: Sequence[Level]) -> list[Weights]:
         c = self.columns(levels)
         depth = _depths(c.past) if c.past else [0] * (len(levels) - 1)
-        keep, kept = 0, []
-        for used in reversed(depth):
-            kept.append(keep)
-            keep = max(used, keep - 1)
+        keep = [*depth[1:], 0]  # the depth grows by at most one a step
         past = [_rows(w) for w in c.past]
         value = [_moving(t, s) for t, s in itertools.pairwise(levels)]
         std = _rows(c.std) if bool((c.std != 0.0).any()) else [0.0] * len(depth)
         rows = zip(*map(_rows, (c.x0, c.noise, c.source)), std, zip(*map(_rows, c.plain), strict=True), strict=True)
         return [
-            Weights(x0, noise, source, tuple(w[i] for w in past[: depth[i]]), std, plain, value[i], kept[-1 - i])
+            Weights(x0, noise, source, tuple(w[i] for w in past[: depth[i]]), std, plain, value[i], keep[i])
             for i, (x0, noise, source, std, plain) in enumerate(rows)
         ]
 
