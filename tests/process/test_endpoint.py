@@ -25,6 +25,7 @@ from condiff.process import (
 from condiff.sampling import DDIM, sample
 
 F64 = torch.float64
+RAMPS = ("decreased", "increased", "average")
 PATHS = [
     Interpolant(path, gamma, scale)
     for path, gamma, scale in itertools.product(
@@ -99,6 +100,26 @@ def test_gamma_gamma_dot_of_the_papers_table():
     }.items():
         process = Interpolant("linear", gamma, 2.0)
         torch.testing.assert_close(process.noise_d_noise(process.at(t)), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_paths_of_the_papers_table():
+    # In the paper's time tau = 1 - t, b is on our data and a on our source.
+    t = torch.tensor([0.1, 0.45, 0.55, 0.9], dtype=F64)
+    tau, g = 1 - t, 0.5 * t * (1 - t)
+    half, cosine = (tau > 0.5).double(), torch.cos(math.pi * tau) ** 2
+    for path, b, a in (
+        ("linear", tau, 1 - tau),
+        (
+            "trig",
+            torch.sqrt(1 - g**2) * torch.sin(math.pi * tau / 2),
+            torch.sqrt(1 - g**2) * torch.cos(math.pi * tau / 2),
+        ),
+        ("encdec", cosine * half, cosine * (1 - half)),
+        ("mirror", 1 + 0 * t, 0 * t),
+    ):
+        level = Interpolant(path, "bsquared", 0.5).at(t)
+        for ours, theirs in ((level.data, b), (level.source, a), (level.noise, g)):
+            torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-15)
 
 
 def test_trig_preserves_variance_and_encdec_forgets_in_the_middle():
@@ -183,6 +204,19 @@ def test_rddms_tables_and_ancestral_step(steps, variance):
         mean = mean + (b2[k] * big_a[k - 1] - B2_before * a[k]) / B2 * (y - x0)
         torch.testing.assert_close(ours, mean, rtol=1e-11, atol=1e-11)
         assert std**2 == pytest.approx(float(b2[k] * B2_before / B2), rel=1e-10)
+
+
+@pytest.mark.parametrize(("residual", "noise"), itertools.product(RAMPS, RAMPS))
+@pytest.mark.parametrize("steps", [4, None])
+def test_ramps_are_sums_of_linear_steps(residual, noise, steps):
+    n = steps or 100_000  # without steps: the limit
+    i = torch.arange(1, n + 1, dtype=F64)
+    sizes = {"increased": 2 * i / (n * (n + 1)), "decreased": 2 * (n - i + 1) / (n * (n + 1)), "average": 0 * i + 1 / n}
+    at = (torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=F64) * n).long() - 1
+    level = Residual(schedule=Ramps(residual=residual, noise=noise, variance=0.3, steps=steps)).at((at + 1.0) / n)
+    room = 1e-12 if steps else 4 / n  # (t + 1/n) / (1 + 1/n) against t, relative to t >= 1/4: up to 3 / n
+    torch.testing.assert_close(level.source, sizes[residual].cumsum(0)[at], rtol=room, atol=1e-15)
+    torch.testing.assert_close(level.noise**2, 0.3 * sizes[noise].cumsum(0)[at], rtol=room, atol=0.0)
 
 
 def test_ddpm_read_as_residuals():

@@ -194,6 +194,20 @@ def test_a_variable_that_stays_clean_conditions_the_other(solver):
     assert float(x["a"].var()) == pytest.approx(1 - 0.8**2, abs=0.02)
 
 
+def test_a_waiting_variable_needs_nothing_of_its_prediction():
+    # b waits at pure noise, where a model of the noise can't say the velocity; its solver isn't asked.
+    class Noise(Points):
+        def __call__(self, x, t, cond=None):
+            out = super().__call__(x, t, cond)
+            return {**out, "b": Prediction(x["b"], out["b"].level, {"noise": x["b"]})}
+
+    x = {"a": _rand(3, 1), "b": _rand(3, 1, seed=1)}
+    grid = {"a": [1.0, 0.5, 0.0], "b": [1.0, 1.0, 1.0]}
+    out = sample(Noise(PAIR, a=[1.0], b=[2.0]), solver=Euler(), initial=x, grid=grid)
+    assert torch.equal(out["b"], x["b"])
+    torch.testing.assert_close(out["a"], torch.ones(3, 1, dtype=F64))
+
+
 def test_coarse_to_fine_is_a_pair_of_grids():
     # First a alone (b at pure noise), then b given a: the same joint law.
     grid = {
@@ -311,6 +325,26 @@ def test_an_endpoint_belongs_to_the_variable_of_its_name():
     torch.testing.assert_close(steps[-1].x_s["a"], torch.tensor([1.0, 2.0], dtype=F64).expand(3, 2))
     out = sample(model, solver=DDIM(eta=1.0), cond=cond, steps=4, seed=0, dtype=F64)
     torch.testing.assert_close(out["b"], torch.full((3, 1), 3.0, dtype=F64))
+
+
+def test_each_bridge_goes_up_towards_its_own_end():
+    joint = Joint({"a": Bridge(), "b": Bridge(variance=2.0)})
+
+    class Model(Points):
+        def __call__(self, x, t, cond=None):
+            levels = self.process.at(t)
+            return {
+                name: Prediction(x[name], levels[name], {"x0": self.points[name].expand_as(x[name])}, cond[name].value)
+                for name in x
+            }
+
+    ends = {"a": _rand(3, 2), "b": _rand(3, 2, seed=1)}
+    cond = Conditions({name: Condition(y, "endpoint") for name, y in ends.items()})
+    model = Model(joint, a=[1.0, 2.0], b=[3.0, 4.0])
+    steps = list(trajectory(model, ends, solver=DDIM(eta=1.0), cond=cond, grid=[1.0, 0.4, 0.7, 0.2], rng=0))
+    for name, y in ends.items():
+        up = joint[name].renoise(steps[1].x_t[name], 0.4, 0.7, source=y, noise=steps[1].noise[name])
+        torch.testing.assert_close(steps[1].x_s[name], up)
 
 
 def _start(joint, cond):
