@@ -40,6 +40,8 @@ def to_config(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return {"tensor": value.detach().cpu().tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, dict):
+        if {"part", "tensor"} & set(value):
+            raise BadType("a dictionary with a key 'part' or 'tensor' can't be stored: they mark parts and tensors")
         return {str(k): to_config(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_config(v) for v in value]

@@ -98,6 +98,8 @@ def test_refusals(call, error, match):
 def test_configuration_round_trip():
     for part in (PAIR, JointSolver({"a": DDIM(), "b": Euler()}), JointSolver(DDIM(eta=0.5))):
         assert from_config(json.loads(json.dumps(to_config(part)))) == part
+    with pytest.raises(BadType, match="'part'"):
+        to_config(Joint({"part": Gaussian(Cosine())}))
 
 
 # Sampling
