@@ -154,7 +154,7 @@ def derive_seed(seed: int, *keys: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def as_source(rng: None | int | torch.Generator | Sequence[int] | Source) -> Source:
+def as_source(rng: int | torch.Generator | Sequence[int] | Source | None) -> Source:
     """``None`` (fresh entropy), a seed, a generator, per-sample seeds or a source -> a source.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import nn
 from condiff.denoiser import Denoiser
 from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Free
-from condiff.process import EDM, Cosine, Gaussian, Moments, Prior, Rectified, VPLinear
+from condiff.process import EDM, Cosine, Gaussian, Interpolant, Moments, Prior, Rectified, VPLinear
 from condiff.process.oracles import gaussian, mixture
 from condiff.sampling import Adaptive, Euler, Uniform, log_likelihood, sample
 
@@ -197,3 +197,9 @@ def test_bad_inputs():
 
     with pytest.raises(Incompatible, match="no log-density"):
         log_likelihood(model, x, steps=2, prior=NoDensity())
+
+
+def test_missing_endpoint_is_refused_before_any_evaluation():
+    denoiser = Denoiser(nn.Identity(), Interpolant())
+    with pytest.raises(BadValue, match="kind 'endpoint'"):
+        log_likelihood(denoiser, torch.randn(2, 3, dtype=torch.float64), steps=2)
