@@ -10,6 +10,7 @@ Where diffusers deviates from the mathematics a test says so:
 The multistep rules are in test_diffusers_multistep.py.
 """
 
+import diffusers
 import pytest
 import torch
 from double_diffusers import STABLE, STABLE_DIFFUSION, Says, double, drive, oracle_on, ours, same, state, tape
@@ -29,6 +30,7 @@ from condiff.sampling import (
     Spaced,
     Uniform,
     UniformLogSNR,
+    UniPC,
     resolution_shift,
     sample,
 )
@@ -291,3 +293,26 @@ def test_flow_heun_is_heun_in_time():
         calls = torch.cat([times[:1], times[1:-1].repeat_interleave(2)])
         theirs = drive(scheduler, oracle_on(FLOW), calls, state(), "flow_prediction")
     same(ours(FLOW, RungeKutta("heun"), times, state()), theirs)
+
+
+# As it is shipped
+
+
+@pytest.mark.parametrize(
+    ("maker", "solver", "grid"),
+    [
+        ("DDIMScheduler", DDIM(), Spaced("leading", offset=1, last="first")),
+        ("DPMSolverMultistepScheduler", DPMSolverPP(2), Spaced("linspace", one_more=True)),
+        ("UniPCMultistepScheduler", UniPC(2), Spaced("linspace", one_more=True)),
+    ],
+    ids=str,
+)
+def test_untouched_schedulers_in_single_precision(maker, solver, grid):
+    """The double-precision schedulers above are the shipped ones: in float32 they agree to its rounding."""
+    options = {"clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False} if maker == "DDIMScheduler" else {}
+    scheduler = getattr(diffusers, maker)(**STABLE, **options)
+    scheduler.set_timesteps(20)
+    times = grid.times(STABLE_DIFFUSION, 20)
+    theirs = drive(scheduler, oracle_on(STABLE_DIFFUSION), times[:-1], state().float(), "epsilon")
+    assert theirs.dtype == torch.float32
+    torch.testing.assert_close(ours(STABLE_DIFFUSION, solver, times, state().float()), theirs, rtol=1e-5, atol=1e-5)
