@@ -2,7 +2,8 @@
 
 ``sum_i weight_i prediction(x_t | condition_i)``: classifier-free guidance, negative conditions, nested scales.
 With weights that sum to 1 it doesn't matter in which quantity predictions are added (all are affine in each other);
-other sums need ``kind``, the quantity that is meant.
+other sums need ``kind``, the quantity that is meant. For tokens the weights are powers: ``prod_i p_i(token)^weight_i``,
+normalised. The variables of a joint state are combined one by one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,18 @@ from torch import Tensor
 from condiff.conditions import Condition, Conditions, as_conditions, cat
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, unknown
-from condiff.guidance.guided import Guided, Remembered, Strength, check_strength, evaluate, strength
-from condiff.process import KINDS, Level, Prediction, mix
-from condiff.process.algebra import Weight
+from condiff.guidance.guided import (
+    Guided,
+    Remembered,
+    States,
+    Strength,
+    always,
+    check_strength,
+    evaluate,
+    first,
+    strength,
+)
+from condiff.process import KINDS, Level, TokenPrediction, mix, mix_tokens
 
 FREE_KINDS = ("endpoint", "observation", "known")  # part of the process: never dropped unless named
 
@@ -117,11 +127,12 @@ class Combine(Guided):
         if self.kind is not None and self.kind not in KINDS:
             raise unknown("prediction", self.kind, KINDS)
 
-    def predict(self, x_t: Tensor, level: Level, cond: Conditions) -> Prediction:
+    def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
         weights = [strength(term.weight, level, x_t) for term in self.terms]
         check_sum(weights, self.kind)
-        told = self._told(lambda c, b: [term.told(c, b, self.kinds) for term in self.terms], cond, x_t.shape[0])
-        active = [i for i, w in enumerate(weights) if isinstance(w, Tensor) or w != 0.0]
+        batch = first(x_t).shape[0]
+        told = self._told(lambda c, b: [term.told(c, b, self.kinds) for term in self.terms], cond, batch)
+        active = [i for i, w in enumerate(weights) if not always(w, 0.0)]
         if not active:
             raise BadValue("all weights are 0: nothing to evaluate")
         conds = [told[i] for i in active]
@@ -129,9 +140,13 @@ class Combine(Guided):
         return added(said, [weights[i] for i in active], self.kind)
 
 
-def check_sum(weights: Sequence[Weight], kind: str | None) -> None:
+def check_sum(weights: Sequence[Any], kind: str | None) -> None:
     """Refuse weights that don't sum to 1 when no quantity is named."""
     if kind is not None:
+        return
+    if isinstance(weights[0], dict):
+        for name in weights[0]:
+            check_sum([w[name] for w in weights], kind)
         return
     total = sum(weights)
     if isinstance(total, Tensor):
@@ -142,11 +157,15 @@ def check_sum(weights: Sequence[Weight], kind: str | None) -> None:
         raise BadValue(f"weights must sum to 1, got {total}; say kind= (such as 'score') to add that quantity as it is")
 
 
-def added(said: list[Prediction], weights: list[Weight], kind: str | None) -> Prediction:
+def added(said: list[Any], weights: list[Any], kind: str | None) -> Any:
     """The weighted sum; side outputs are those of the first, the parts are in ``aux['parts']``."""
-    if len(said) == 1 and not isinstance(weights[0], Tensor) and weights[0] == 1.0:
+    if isinstance(said[0], dict):
+        return {
+            k: added([p[k] for p in said], [w[k] if isinstance(w, dict) else w for w in weights], kind) for k in said[0]
+        }
+    if len(said) == 1 and always(weights[0], 1.0):
         return said[0]
-    out = mix(said, weights, kind)
+    out = mix_tokens(said, weights) if isinstance(said[0], TokenPrediction) else mix(said, weights, kind)
     out.aux = {**said[0].aux, **out.aux}
     return out
 

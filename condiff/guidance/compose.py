@@ -14,8 +14,8 @@ from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible, unknown
 from condiff.guidance.combine import added, check_sum, expand
-from condiff.guidance.guided import Guided, Strength, check_strength, strength
-from condiff.process import KINDS, Level, Prediction
+from condiff.guidance.guided import Guided, States, Strength, always, check_strength, first, strength
+from condiff.process import KINDS
 from condiff.process.algebra import Weight
 
 
@@ -51,10 +51,10 @@ class Blend(Guided):
     def members(self) -> tuple[Denoises, ...]:
         return tuple(self.denoisers)
 
-    def predict(self, x_t: Tensor, level: Level, cond: Conditions) -> Prediction:
+    def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
         weights = [strength(w, level, x_t) for w in self.weights]
         check_sum(weights, self.kind)
-        active = [i for i, w in enumerate(weights) if isinstance(w, Tensor) or w != 0.0]
+        active = [i for i, w in enumerate(weights) if not always(w, 0.0)]
         if not active:
             raise BadValue("all weights are 0: nothing to evaluate")
         said = [self.denoisers[i](x_t, level, cond) for i in active]
@@ -101,7 +101,9 @@ class Switch(Guided):
     def members(self) -> tuple[Denoises, ...]:
         return tuple(self.denoisers)
 
-    def predict(self, x_t: Tensor, level: Level, cond: Conditions) -> Prediction:
+    def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
+        if isinstance(level, dict):
+            raise Incompatible("Switch chooses by one time, but the variables of a joint state have one each")
         if not isinstance(level.t, Tensor):
             return self.denoisers[sum(level.t >= a for a in self.at)](x_t, level, cond)
         index = torch.bucketize(level.t, torch.tensor(self.at, dtype=torch.float64, device=level.t.device), right=True)
@@ -129,10 +131,10 @@ class Given(Guided):
         if isinstance(self.only, str):
             raise BadValue(f"only= is a list of names, such as ({self.only!r},)")
 
-    def predict(self, x_t: Tensor, level: Level, cond: Conditions) -> Prediction:
+    def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
         passed = {n: c for n, c in cond.items() if self.only is None or n in self.only}
-        bound = as_conditions(self.cond, self.kinds, x_t.device)
-        bound = {n: expand(c, x_t.shape[0], n) for n, c in bound.items()}
+        bound = as_conditions(self.cond, self.kinds, first(x_t).device)
+        bound = {n: expand(c, first(x_t).shape[0], n) for n, c in bound.items()}
         return self.denoiser(x_t, level, Conditions({**passed, **bound}))
 
 

@@ -12,23 +12,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from condiff.conditions import Conditions, cat
 from condiff.denoiser import Denoises
-from condiff.errors import BadValue
+from condiff.errors import BadValue, Incompatible
 from condiff.guidance.combine import Term, added
 from condiff.guidance.guided import (
     Guided,
     Remembered,
+    States,
     Strength,
+    always,
     check_interval,
     check_strength,
     evaluate,
+    first,
     strength,
-    within,
 )
-from condiff.process import Level, Prediction
+from condiff.process import Prediction
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,15 +70,16 @@ class Free(Guided):
         if isinstance(self.drop, str):
             raise BadValue(f"drop= is a list of names, such as ({self.drop!r},)")
 
-    def predict(self, x_t: Tensor, level: Level, cond: Conditions) -> Prediction:
-        scale = within(strength(self.scale, level, x_t), 1.0, self.interval, level.t)
-        if not isinstance(scale, Tensor) and scale == 1.0:
+    def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
+        scale = strength(self.scale, level, x_t, 1.0, self.interval)
+        if always(scale, 1.0):
             return self.denoiser(x_t, level, cond)
-        pair, joined = self._told(self._pair, cond, x_t.shape[0])
-        if not isinstance(scale, Tensor) and scale == 0.0:
+        pair, joined = self._told(self._pair, cond, first(x_t).shape[0])
+        if always(scale, 0.0):
             return self.denoiser(x_t, level, pair[1])
         said = evaluate(self.denoiser, x_t, level, pair, joined)
-        out = added(said, [scale, 1.0 - scale], None)
+        rest = {k: 1.0 - w for k, w in scale.items()} if isinstance(scale, dict) else 1.0 - scale
+        out = added(said, [scale, rest], None)
         return rescaled(out, said[0], self.rescale) if self.rescale else out
 
     def _pair(self, cond: Conditions, batch: int) -> tuple[list[Conditions], Conditions]:
@@ -92,8 +94,12 @@ class Free(Guided):
         return [cond, reference], cat([cond, reference])
 
 
-def rescaled(guided: Prediction, plain: Prediction, amount: float) -> Prediction:
+def rescaled(guided: Any, plain: Any, amount: float) -> Any:
     """``amount std(plain) / std(guided) + (1 - amount)`` times the guided output, per sample (Lin 2023)."""
+    if isinstance(guided, dict):
+        return {name: rescaled(one, plain[name], amount) for name, one in guided.items()}
+    if not isinstance(guided, Prediction):
+        raise Incompatible("rescale= is for continuous states; tokens have no standard deviation")
     kind = next(iter(guided.values))
     out, reference = guided.to(kind), plain.to(kind)
     std, wanted = (v.flatten(1).std(1, correction=0) for v in (out, reference))

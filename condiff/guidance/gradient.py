@@ -22,7 +22,7 @@ from torch import Tensor
 from condiff.conditions import Conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Degenerate, Incompatible, NonFinite, unknown
-from condiff.guidance.guided import Guided, Strength, check_interval, check_strength, strength, within
+from condiff.guidance.guided import Guided, States, Strength, always, check_interval, check_strength, strength
 from condiff.process import Level, Prediction, algebra
 from condiff.process.algebra import Weight, scale
 from condiff.process.prediction import row
@@ -172,12 +172,14 @@ class Energy(Guided):
                 raise unknown(name, getattr(self, name), known)
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, [n for n in NORMS if n])
+        if not hasattr(self.process, "noise_law"):
+            raise Incompatible(f"guidance by gradients is for one continuous state, not for {self.process}")
         if self.shift == "score" and not self.process.noise_law.gaussian:
             raise Incompatible(f"the noise of {self.process} is not Gaussian: use shift='x0' or 'noise'")
 
-    def predict(self, x_t: Tensor, level: Level, cond: Conditions) -> Prediction:
-        weight = within(strength(self.scale, level, x_t), 0.0, self.interval, level.t)
-        if not isinstance(weight, Tensor) and weight == 0.0:
+    def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
+        weight = strength(self.scale, level, x_t, 0.0, self.interval)
+        if always(weight, 0.0):
             return self.denoiser(x_t, level, cond)
         grad, prediction = self._gradient(x_t, level, cond)
         like = prediction.to(self.shift) if self.norm == "relative" else None
@@ -242,5 +244,5 @@ class Classifier(Guided):
 
         return Energy(self.denoiser, energy, self.scale, at="x_t", interval=self.interval)
 
-    def predict(self, x_t: Tensor, level: Level, cond: Conditions) -> Prediction:
+    def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
         return self._energy.predict(x_t, level, cond)

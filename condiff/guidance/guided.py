@@ -18,11 +18,11 @@ from torch import Tensor
 from condiff.conditions import Conditions, as_conditions, cat
 from condiff.denoiser import Denoises
 from condiff.errors import BadType, BadValue
-from condiff.process import Level, Prediction, Process
+from condiff.process import Prediction, TokenPrediction
 from condiff.process.algebra import Weight
-from condiff.process.level import Time
 
-Strength = float | Tensor | Callable[[Level], Weight]
+States = Tensor | dict[str, Tensor]  # a state, or one per variable of a joint process
+Strength = float | Tensor | Callable[[Any], Weight]
 Cond = None | Mapping[str, Any] | Conditions
 
 
@@ -35,11 +35,11 @@ class Guided(ABC):
         return (self.denoiser,)  # type: ignore[attr-defined]
 
     @property
-    def process(self) -> Process:
+    def process(self) -> Any:
         return self.members[0].process
 
     @property
-    def shape(self) -> tuple[int, ...] | None:
+    def shape(self) -> Any:
         return self.members[0].shape
 
     @property
@@ -59,19 +59,24 @@ class Guided(ABC):
             if hasattr(member, "start"):
                 member.start()  # type: ignore[attr-defined]
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Cond = None) -> Prediction:
+    def __call__(self, x_t: States, t: Any, cond: Cond = None) -> Any:
         level = self.process.at(t)
-        return self.predict(x_t, level, as_conditions(cond, self.kinds, x_t.device))
+        return self.predict(x_t, level, as_conditions(cond, self.kinds, first(x_t).device))
 
     @abstractmethod
-    def predict(self, x_t: Tensor, level: Level, cond: Conditions) -> Prediction:
-        """The guided prediction."""
+    def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
+        """The guided prediction: of x_t, of tokens, or a dictionary of them for a joint state."""
 
     def __repr__(self) -> str:
         fields = [f.name for f in dataclasses.fields(self) if f.repr]  # type: ignore[arg-type]
         told = ", ".join(f"{n}={getattr(self, n)!r}" for n in fields if n not in ("denoiser", "denoisers"))
         inside = ", ".join(repr(m) if isinstance(m, Guided) else type(m).__name__ for m in self.members)
         return f"{type(self).__name__}({inside}; {told})"
+
+
+def first(x: States) -> Tensor:
+    """A tensor of the state, which tells batch and device."""
+    return x if isinstance(x, Tensor) else next(iter(x.values()))
 
 
 # Strengths
@@ -92,12 +97,19 @@ def check_strength(value: Any, name: str) -> None:
         raise BadValue(f"{name} must be finite, got {value}")
 
 
-def strength(value: Strength, level: Level, x: Tensor) -> Weight:
-    """The strength at a level: a float, or a float64 tensor over the leading dimensions of ``x``.
+def strength(value: Strength, level: Any, x: States, outside: float = 1.0, interval: Any = None) -> Any:
+    """The strength at a level: a float, or a float64 tensor over the leading dimensions of ``x``; ``outside`` where t
+    doesn't lie in the interval. For a joint state a dictionary of them, each by its variable's level.
 
     Raises:
         BadValue: a tensor that doesn't match ``x``.
     """
+    if isinstance(x, dict):
+        return {name: strength(value, level[name], x[name], outside, interval) for name in x}
+    return within(_strength(value, level, x), outside, interval, level.t)
+
+
+def _strength(value: Strength, level: Any, x: Tensor) -> Weight:
     if not isinstance(value, Tensor) and callable(value):
         value = value(level)
     if not isinstance(value, Tensor):
@@ -132,20 +144,33 @@ def within(value: Weight, outside: float, interval: tuple[float, float] | None, 
     return torch.where((low <= t) & (t <= high), value, outside)
 
 
+def always(weight: Any, number: float) -> bool:
+    """Whether a strength is this number, for all variables."""
+    if isinstance(weight, dict):
+        return all(always(w, number) for w in weight.values())
+    return not isinstance(weight, Tensor) and weight == number
+
+
 # Evaluations
 
 
-def repeat_level(level: Level, n: int) -> Level:
-    """The level of n copies of the batch, one after the other."""
+def repeated(x: States, n: int) -> States:
+    """n copies of the batch, one after the other."""
+    return {k: torch.cat([v] * n) for k, v in x.items()} if isinstance(x, dict) else torch.cat([x] * n)
+
+
+def repeat_level(level: Any, n: int) -> Any:
+    """The level of n copies of the batch."""
+    if isinstance(level, dict):
+        return {name: repeat_level(one, n) for name, one in level.items()}
     if not isinstance(level.t, Tensor) or level.t.ndim == 0:
         return level
-    weights: Any = level[:-1]  # tensors all, as t is one
-    return Level._make((*(torch.cat([w] * n) for w in weights), level.process))
+    return type(level)(*(torch.cat([c] * n) if isinstance(c, Tensor) else c for c in level))
 
 
 def evaluate(
-    denoiser: Denoises, x_t: Tensor, level: Level, conds: Sequence[Conditions], joined: Conditions | None = None
-) -> list[Prediction]:
+    denoiser: Denoises, x_t: States, level: Any, conds: Sequence[Conditions], joined: Conditions | None = None
+) -> list[Any]:
     """One prediction per element of ``conds``, from one call with the batch repeated.
 
     ``joined``: ``cat(conds)``, when the caller keeps it.
@@ -154,23 +179,28 @@ def evaluate(
     if n == 1:
         return [denoiser(x_t, level, conds[0])]
     joined = cat(conds) if joined is None else joined
-    said = denoiser(torch.cat([x_t] * n), repeat_level(level, n), joined)
-    return [_part(said, i, x_t, level) for i in range(n)]
+    said = denoiser(repeated(x_t, n), repeat_level(level, n), joined)
+    return [part(said, i, x_t, level) for i in range(n)]
 
 
-def _part(said: Prediction, i: int, x_t: Tensor, level: Level) -> Prediction:
+def part(said: Any, i: int, x_t: States, level: Any) -> Any:
+    """The i-th copy's prediction."""
+    if isinstance(said, dict):
+        return {name: part(one, i, x_t[name], level[name]) for name, one in said.items()}
     batch = x_t.shape[0]
     rows, total = slice(i * batch, (i + 1) * batch), said.x_t.shape[0]
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value[rows] if value.ndim and value.shape[0] == total else value
-        if isinstance(value, Prediction):
-            return _part(value, i, x_t, level)
+        if isinstance(value, Prediction | TokenPrediction):
+            return part(value, i, x_t, level)
         return [cut(v) for v in value] if isinstance(value, list | tuple) else value
 
-    source = None if said.source is None else said.source[rows]
     aux = {k: cut(v) for k, v in said.aux.items()}
+    if isinstance(said, TokenPrediction):
+        return TokenPrediction(x_t, level, said.log_probs[rows], aux=aux)
+    source = None if said.source is None else said.source[rows]
     return Prediction(x_t, level, {k: v[rows] for k, v in said.values.items()}, source, aux)
 
 

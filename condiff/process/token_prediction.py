@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadType, BadValue, unknown
+from condiff.process.algebra import Weight, scale
 
 KINDS = ("log_probs", "probs", "tokens")
 
@@ -128,19 +129,20 @@ class TokenPrediction:
         return f"TokenPrediction(x_t {tuple(self.x_t.shape)}, t={self.level.t}, {self.process})"
 
 
-def mix_tokens(predictions: list[TokenPrediction], weights: list[float]) -> TokenPrediction:
+def mix_tokens(predictions: list[TokenPrediction], weights: list[Weight]) -> TokenPrediction:
     """``p proportional to prod_i p_i^weight_i``, token by token: guidance of tokens (scale s: weights 1 - s, s).
 
-    A token that a prediction of non-zero weight calls impossible stays impossible.
+    Weights are numbers, or tensors over the leading dimensions. A token that a prediction of non-zero weight calls
+    impossible stays impossible.
     """
     first = predictions[0]
     total = torch.zeros_like(first.log_probs)
     possible = torch.ones_like(first.log_probs, dtype=torch.bool)
     for weight, prediction in zip(weights, predictions, strict=True):
-        if weight == 0.0:
+        if not isinstance(weight, Tensor) and weight == 0.0:
             continue
         log_p = prediction.log_probs
         finite = log_p > -torch.inf
         possible = possible & finite
-        total = total + weight * torch.where(finite, log_p, 0.0)
+        total = total + scale(weight, torch.where(finite, log_p, 0.0))
     return first.set("log_probs", torch.where(possible, total, -torch.inf), parts=predictions)
