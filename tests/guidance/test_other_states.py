@@ -93,11 +93,10 @@ def test_joint_sampling_costs_one_call_a_step():
 
 
 def test_what_needs_one_continuous_state_says_so():
-    with pytest.raises(Incompatible, match="not for tokens or joint states"):
-        Energy(Pair(), lambda u, level, cond: u.sum(1), shift="x0")(
-            {"a": torch.zeros(1, 2), "b": torch.zeros(1, 3)}, 0.5
-        )
+    for model in (Pair(), token_oracle()):
+        with pytest.raises(Incompatible, match="one continuous state"):
+            Energy(model, lambda u, level, cond: u.sum(1))
     with pytest.raises(Incompatible, match="one time"):
-        sample(Switch([Pair()] * 1, at=[]), solver=DDIM(), steps=1, num=1, seed=0)
+        sample(Switch([Pair()], at=[]), solver=DDIM(), steps=1, num=1, seed=0)
     with pytest.raises(Incompatible, match="no standard deviation"):
         Free(token_oracle(), 2.0, rescale=0.5)(X, 0.5, LABEL)

@@ -38,6 +38,8 @@ def test_the_whole_path_with_its_times():
     assert torch.equal(found.path[0], x) and found.latent is found.path[-1]
     assert found.times[0] == 0.0 and found.times[-1] == 1.0
     assert found.nfe == 9  # at t = 0 the data are known
+    # The first step: E[noise | x0] = 0.
+    torch.testing.assert_close(found.path[1], oracle().process.at(0.1).data * x, rtol=1e-14, atol=1e-14)
     middle = sample(model, initial=found.path[5], grid=found.times[:6].flip(0), solver=DDIM())
     assert (middle - x).abs().max() < error
 
