@@ -65,8 +65,8 @@ class Verdict(Directive):
             return [nodes.paragraph(text=text)]
         seeds = len(stored["seeds"])
         where = f"{stored['notes']}; {seeds} seeds, {stored['seconds']:.0f} s on {stored['machine']}."
-        out: list[nodes.Node] = [nodes.paragraph("", "", nodes.strong(text=stored["verdict"].capitalize() + ": "))]
-        out[0] += nodes.Text(f"{stored['claim']}. {where}")
+        out: list[nodes.Node] = [nodes.paragraph("", "", nodes.strong(text=stored["verdict"].capitalize() + ":"))]
+        out[0] += nodes.Text(f" {stored['claim']}. {where}")
         rows = []
         for c in stored["comparisons"]:
             better = "lower" if c["lower_is_better"] else "higher"
@@ -127,7 +127,7 @@ class Methods(Directive):
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> nodes.table:
     """A plain table."""
     group = nodes.tgroup(cols=len(head))
-    group += [nodes.colspec(colwidth=1) for _ in head]
+    group += [nodes.colspec(colwidth=20) for _ in head]
     group += nodes.thead("", _row(head))
     group += nodes.tbody("", *(_row(row) for row in rows))
     return nodes.table("", group)
