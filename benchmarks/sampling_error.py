@@ -265,8 +265,14 @@ def show(title: str, ours: dict[str, Any], theirs: dict[str, Any], budgets: list
         for name, row in rows.items():
             cells = "".join(f"{row[str(b)]['error']:11.2e}" if str(b) in row else f"{'-':>11s}" for b in budgets)
             print(f"{side + ' ' + name:28s}" + cells)
-    ratios = [winner(ours, b)["error"] / winner(theirs, b)["error"] for b in budgets]
-    print(f"{'best ours / best diffusers':28s}" + "".join(f"{r:11.3f}" for r in ratios), flush=True)
+    ratios = [ratio(winner(ours, b)["error"], winner(theirs, b)["error"]) for b in budgets]
+    cells = "".join(f"{'exact':>11s}" if r is None else f"{r:11.3f}" for r in ratios)
+    print(f"{'best ours / best diffusers':28s}" + cells, flush=True)
+
+
+def ratio(ours: float, theirs: float) -> float | None:
+    """None where both end on the reference to its own accuracy."""
+    return None if max(ours, theirs) < 1e-7 else ours / max(theirs, 1e-7)
 
 
 def main() -> None:
@@ -291,7 +297,7 @@ def main() -> None:
             show(f"{family}, {name}", ours, theirs, args.nfe)
             best = {str(b): {"ours": winner(ours, b), "diffusers": winner(theirs, b)} for b in args.nfe}
             for pair in best.values():
-                pair["ratio"] = pair["ours"]["error"] / pair["diffusers"]["error"]
+                pair["ratio"] = ratio(pair["ours"]["error"], pair["diffusers"]["error"])
             rows.append({"path": family, "oracle": name, "ours": ours, "diffusers": theirs, "best": best})
     result = {
         "what": "root mean square error of the end of the probability-flow ODE, by number of network evaluations",

@@ -21,7 +21,7 @@ from condiff.errors import BadType, BadValue
 from condiff.process import Prediction, TokenPrediction
 from condiff.process.algebra import Weight
 
-States = Tensor | dict[str, Tensor]  # a state, or one per variable of a joint process
+States = Any  # a tensor, or a dictionary of them for a joint process
 Strength = float | Tensor | Callable[[Any], Weight]
 Cond = None | Mapping[str, Any] | Conditions
 
