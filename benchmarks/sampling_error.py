@@ -37,6 +37,7 @@ from condiff.sampling import (
     Karras,
     Power,
     RungeKutta,
+    Shifted,
     Solver,
     Spaced,
     Uniform,
@@ -129,6 +130,7 @@ def our_grids(oracle: Counted) -> dict[str, Grid]:
     if oracle.process is TABLE:
         return {
             "trailing": Spaced(),
+            "linspace": Spaced(spacing="linspace"),
             "uniform": Uniform(),
             "quadratic": Power(),
             "karras": Karras(),
@@ -136,6 +138,7 @@ def our_grids(oracle: Counted) -> dict[str, Grid]:
         }
     return {
         "uniform": Uniform(),
+        "shifted 3": Shifted(),
         "quadratic": Power(),
         "karras": Karras(sigma_max=200.0, sigma_min=0.002),
         "log-snr": UniformLogSNR(sigma_max=200.0, sigma_min=0.002),
