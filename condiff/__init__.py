@@ -37,6 +37,7 @@ _NAMES = {
     "Conditions": "conditions",
     "Denoiser": "denoiser",
     "EDMPrecondition": "denoiser",
+    "TokenDenoiser": "token_denoiser",
     "sample": "sampling",
     "trajectory": "sampling",
     "invert": "sampling",

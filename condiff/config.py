@@ -107,6 +107,8 @@ def tree(value: dict[str, Any], indent: int = 0, width: int = 100) -> str:
     """Nested configuration as indented lines; a part stands on one line where it fits, ``solver: DDIM(eta=0.0)``."""
     lines = []
     for key, item in value.items():
+        if key == "part":
+            continue
         pad = "  " * indent
         line = f"{pad}{key}: {_one_line(item)}"
         if isinstance(item, dict) and len(line) > width and not _nested(item):

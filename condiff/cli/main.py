@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the work failed; 2 bad input; 130 interrupted; 143 stopped
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -44,11 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
-        return parsed.run()
+        code = parsed.run()
+        sys.stdout.flush()
+        return code
     except (BadValue, BadType, BadFile, Incompatible, MissingExtra) as error:
         return _fail(error, 2)
     except CondiffError as error:
         return _fail(error, 1)
+    except BrokenPipeError:  # what reads our output has seen enough, as in `condiff info RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -81,21 +81,22 @@ class Train:
         from condiff.methods import runs
 
         run = runs.open_run(self.resume, resume=True) if self.resume else runs.prepare(self._request())
-        note(run.data.describe(), quiet=self.json)
-        note(f"\nconfiguration\n{tree(run.config(), 1)}\n", quiet=self.json)
+        first = runs.is_first()  # of several processes only one speaks and writes
+        if first:
+            note(run.data.describe(), quiet=self.json)
+            note(f"\nconfiguration\n{tree(run.config(), 1)}\n", quiet=self.json)
         if self.dry_run:
             return 0
-        status = run.train(quiet=self.json)
+        status = run.train()
         if status.stopped:
-            note(
-                f"stopped after step {status.step}; continue with: condiff train --resume {run.folder}", quiet=self.json
-            )
-            return 143
-        metrics = run.finish()
-        if self.json:
-            show_json(metrics)
-        else:
-            note(_summary(metrics, run.folder))
+            if first:
+                note(
+                    f"stopped after step {status.step}: condiff train --resume {run.folder} continues", quiet=self.json
+                )
+            return status.exit_code
+        if first:
+            metrics = run.finish()
+            show_json(metrics) if self.json else note(_summary(metrics, run.folder))
         return 0
 
     def _request(self) -> Any:

@@ -65,7 +65,7 @@ def environment() -> dict[str, Any]:
 
     extras = {
         "cli": ("tyro", "yaml", "rich"),
-        "train": ("accelerate", "tensorboard", "matplotlib", "PIL", "sklearn"),
+        "train": ("tensorboard", "matplotlib", "PIL", "sklearn"),
         "metrics": ("torchmetrics", "scipy"),
         "ode": ("torchdiffeq",),
         "data": ("PIL", "pyarrow"),

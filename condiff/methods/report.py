@@ -11,22 +11,24 @@ from typing import Any
 # What each figure of metrics.json means, and which way is better.
 MEANING = {
     "class_accuracy": "share of samples that a classifier of real data assigns to the class asked for (higher)",
-    "frechet": "Fréchet distance to held-out data in classifier features (lower)",
-    "frechet_floor": "the same between training and held-out data: what a perfect model would show",
+    "frechet": "Fréchet distance to held-out data in features (lower)",
+    "kernel": "kernel distance to held-out data in features (lower)",
+    "energy": "energy distance to held-out data in features (lower)",
+    "sliced_wasserstein": "sliced Wasserstein distance to held-out data in features (lower)",
     "precision": "share of samples inside the held-out data's neighbourhoods (higher)",
     "recall": "share of held-out data inside the samples' neighbourhoods (higher)",
-    "density": "how many held-out neighbourhoods a sample lies in; about 1 for a perfect model",
+    "density": "in how many held-out neighbourhoods a sample lies, over what real data would show (about 1)",
     "coverage": "share of held-out samples with a generated neighbour (higher)",
     "nn_ratio": "distance of samples to their nearest training sample, over that of held-out data; "
     "well below 1 means memorisation",
-    "memorised_fraction": "share of samples closer to a training sample than almost any held-out one is",
-    "energy": "energy distance to held-out data in pixels (lower)",
-    "sliced_wasserstein": "sliced Wasserstein distance to held-out data in pixels (lower)",
+    "nearer": "chance that a sample lies nearer to training data than a held-out one does; 0.5 is ideal, 1 is copying",
+    "memorised_fraction": "share of samples closer to training data than 99 % of held-out ones are; 0.01 is ideal",
     "psnr": "peak signal-to-noise ratio to the true partner, in dB (higher)",
     "ssim": "structural similarity to the true partner (higher)",
-    "train_seconds": "seconds of training",
-    "sample_seconds": "seconds of drawing the evaluation's samples",
+    "samples": "how many were drawn for this table",
     "nfe": "network calls a sample",
+    "sample_seconds": "seconds of drawing them",
+    "train_seconds": "seconds of training",
 }
 
 _STYLE = """
@@ -51,13 +53,18 @@ def _number(value: Any) -> str:
 
 
 def _table(metrics: Mapping[str, Any]) -> str:
-    rows = [
-        f"<tr><td><code>{html.escape(key)}</code></td><td class=n>{_number(value)}</td>"
-        f"<td class=dim>{html.escape(MEANING.get(key, ''))}</td></tr>"
-        for key, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
-    return f"<table><tr><th>metric<th>value<th>what it says</tr>{''.join(rows)}</table>"
+    rows = []
+    for key, value in metrics.items():
+        if key not in MEANING or isinstance(value, bool | str):
+            continue
+        floor = _number(metrics[key + "_floor"]) if key + "_floor" in metrics else ""
+        rows.append(
+            f"<tr><td><code>{html.escape(key)}</code></td><td class=n>{_number(value)}</td><td class=n>{floor}</td>"
+            f"<td class=dim>{html.escape(MEANING[key])}</td></tr>"
+        )
+    head = "<tr><th>metric<th>samples<th>real data<th>what it says</tr>"
+    note = "<p class=dim>Real data: the same figure for training samples in place of generated ones.</p>"
+    return f"<table>{head}{''.join(rows)}</table>{note}"
 
 
 def write(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class DataRequest:
             raise BadValue(f"{self.source} needs {wanted}, got {len(self.paths)} --data")
         return {**dict(zip(names, self.paths, strict=True)), **self.options}
 
+    def absolute(self) -> DataRequest:
+        """With whole paths, so that the run can be opened from any folder; names of the Hub stay."""
+        paths = (str(Path(p).resolve()) if self.source != "hub" or Path(p).exists() else p for p in self.paths)
+        return replace(self, paths=tuple(paths))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -82,9 +88,11 @@ class Request:
 class RunFolder:
     """A run: its recipe, its data and its folder."""
 
-    def __init__(self, folder: Path, recipe: Recipe, request: DataRequest, resume: bool = False) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, request: DataRequest, data: tuple[Data, Data], resume: bool = False
+    ) -> None:
         self.folder, self.recipe, self.request, self.resume = folder, recipe, request, resume
-        self.data, self.heldout = request.open()
+        self.data, self.heldout = data
 
     def config(self) -> dict[str, Any]:
         """The configuration, as it is printed and stored."""
@@ -192,10 +200,10 @@ def prepare(request: Request) -> RunFolder:
     Raises:
         BadFile: the folder exists: nothing is ever overwritten.
     """
-    if request.folder.exists() and any(request.folder.iterdir()):
+    if is_first() and request.folder.exists() and any(request.folder.iterdir()):
         raise BadFile(f"{request.folder} exists already: choose another --out, or continue it with --resume")
-    data, _ = request.data.open()
-    return RunFolder(request.folder, request.recipe(data), request.data)
+    data = request.data.open()
+    return RunFolder(request.folder, request.recipe(data[0]), request.data.absolute(), data)
 
 
 def open_run(folder: Path, resume: bool = False) -> RunFolder:
@@ -209,7 +217,7 @@ def open_run(folder: Path, resume: bool = False) -> RunFolder:
         raise BadFile(f"{folder} holds a model, not a run of `condiff train`: there is no recipe in its config.json")
     stored = config["request"]
     request = DataRequest(source=stored["source"], paths=tuple(stored["paths"]), options=stored["options"])
-    run = RunFolder(folder, from_config(config["recipe"]), request, resume=resume)
+    run = RunFolder(folder, from_config(config["recipe"]), request, request.open(), resume=resume)
     mark = config.get("data", {}).get("fingerprint")
     if mark and mark != run.data.fingerprint():
         raise BadFile(f"the data of {folder} has changed since it was trained on: {' '.join(request.paths)}")
@@ -222,6 +230,11 @@ def _request_json(request: DataRequest) -> dict[str, Any]:
 
 def _grid_size(data: Data) -> int:
     return 8 * min(len(data.classes), 20) if data.classes else 64
+
+
+def is_first() -> bool:
+    """Whether this process is the first, or the only one, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def default_device() -> str:
