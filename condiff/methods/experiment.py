@@ -116,15 +116,12 @@ class Digits:
         )
 
     def score(self, model: Trained, sampler: Sampler, seed: int, num: int = 1000) -> dict[str, Any]:
-        """The figures of ``num`` samples against held-out digits."""
-        x = self.draw(model, sampler, seed, num)
-        return evaluate(
-            x,
-            self.data.batch(range(len(self.data)))["x"],
-            self.heldout.batch(range(len(self.heldout)))["x"],
-            labels=self.labels(num),
-            classifier=self.judge,
-        )
+        """The figures of ``num`` samples against held-out digits, and the judge's mean probability of their class."""
+        x, labels = self.draw(model, sampler, seed, num), self.labels(num)
+        train, heldout = (d.batch(range(len(d)))["x"] for d in (self.data, self.heldout))
+        scores = evaluate(x, train, heldout, labels=labels, classifier=self.judge)
+        sure = self.judge.probabilities(x).gather(1, labels[:, None]).mean()
+        return {**scores, "class_probability": float(sure)}
 
     def outcome(
         self, claim: str, comparisons: Sequence[Comparison], notes: str = "", series: dict[str, Any] | None = None

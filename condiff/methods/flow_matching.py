@@ -31,7 +31,7 @@ def recipe(facts: Facts) -> Recipe:
         target="velocity",
         objective=Denoising(times=LogitNormal(), transform=facts.dropout(0.1)),
         training=facts.training(),
-        sampler=Sampler(solver=Euler(), steps=25, guidance=2.0 if facts.embeddings else 1.0),
+        sampler=Sampler(solver=Euler(), steps=25, guidance=1.5 if facts.embeddings else 1.0),
     )
 
 

@@ -104,10 +104,10 @@ def default_network(shape: Sequence[int], conditions: Mapping[str, Spec]) -> Any
 
 
 def default_training(shape: Sequence[int], count: int) -> TrainConfig:
-    """A training that suits the size: half a minute for small samples, a long one with slower averages otherwise."""
+    """A training that suits the size: a minute for small samples, a long one with slower averages otherwise."""
     small = len(shape) > 1 and _tokens(shape[1:], 2) <= 64 and count <= 10_000
     if small or len(shape) == 1:
-        return TrainConfig(steps=500, batch=128, validate_every=50)
+        return TrainConfig(steps=1000, batch=128, validate_every=100)
     return TrainConfig(steps=20_000, batch=128, lr=3e-4, warmup=500, ema=(0.9995, 0.999), save_every=1000)
 
 
