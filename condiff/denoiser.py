@@ -127,13 +127,15 @@ class Denoiser(nn.Module):
         if self.shape is not None and x_t.shape[1:] != self.shape:
             raise BadValue(f"a state of shape {tuple(x_t.shape)} came to a denoiser of samples {self.shape}")
         level = self.process.at(t)
+        check_times(level.t, x_t)
         cond = as_conditions(cond, self.kinds, x_t.device)
         c_in, c_skip, c_out = self.precondition.weights(level)
         out = self.network(scale(c_in, x_t), time_tensor(self.precondition.time(level), x_t), cond)
         out, aux = out if isinstance(out, tuple) else (out, None)
         parts = (out,) if len(self.targets) == 1 else out.chunk(len(self.targets), dim=1)
         values = {k: combine((c_out, f), (c_skip, x_t)) for k, f in zip(self.targets, parts, strict=True)}
-        return Prediction(x_t, level, values, source=cond.source, aux=aux)
+        source = cond.source
+        return Prediction(x_t, level, values, source=None if source is None else source.to(x_t.dtype), aux=aux)
 
     def config(self) -> dict[str, Any]:
         """Everything needed to build it again, weights apart, as JSON-ready data; see :meth:`from_config`.
@@ -197,8 +199,21 @@ def _built(name: str, config: Any, given: Any) -> Any:
     return from_config(config)
 
 
+def check_times(t: Weight, x: Tensor) -> None:
+    """Refuse a tensor of times that doesn't lie along the leading dimensions of the state, ``(B,)``, ``(B, F)`` ...
+
+    Behind the batch a size of 1 stands for all.
+    """
+    if not isinstance(t, Tensor) or t.ndim == 0:
+        return
+    behind = zip(t.shape[1:], x.shape[1:], strict=False)
+    if t.ndim > x.ndim or t.shape[0] != x.shape[0] or any(n not in (1, m) for n, m in behind):
+        raise BadValue(f"times of shape {tuple(t.shape)} must match the leading dimensions of x {tuple(x.shape)}")
+
+
 def time_tensor(time: Weight, x: Tensor) -> Tensor:
-    """The network's time input: (B,) from a number, else as it is, in float32."""
+    """The network's time input: (B,) from one time, else as it is, in float32."""
     if isinstance(time, Tensor):
+        time = time.expand(x.shape[:1]) if time.ndim == 0 else time
         return time.to(device=x.device, dtype=torch.float32)
     return torch.full(x.shape[:1], time, dtype=torch.float32, device=x.device)

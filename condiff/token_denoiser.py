@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from condiff.conditions import Conditions, as_conditions
-from condiff.denoiser import time_tensor
+from condiff.denoiser import check_times, time_tensor
 from condiff.errors import BadValue
 from condiff.process.categorical import TokenProcess
 from condiff.process.token_level import TokenTime
@@ -52,6 +52,7 @@ class TokenDenoiser(nn.Module):
         if self.shape is not None and now.shape[1:] != self.shape:
             raise BadValue(f"a state of shape {tuple(now.shape)} came to a denoiser of sequences {self.shape}")
         level = self.process.at(t)
+        check_times(level.t, now)
         cond = as_conditions(cond, self.kinds, x_t.device)
         out = self.network(x_t, None if self.time_free else time_tensor(level.model_time, now), cond)
         logits, aux = out if isinstance(out, tuple) else (out, None)

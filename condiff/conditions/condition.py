@@ -178,6 +178,9 @@ def cat(parts: Sequence[Conditions]) -> Conditions:
         entries = [p[name] for p in parts]
         if len({e.kind for e in entries}) > 1:
             raise BadValue(f"can't join {name!r}: kinds {[e.kind for e in entries]} differ")
+        shapes = [tuple(e.value.shape[1:]) for e in entries]
+        if len(set(shapes)) > 1:
+            raise BadValue(f"can't join {name!r}: shapes {shapes} differ; pad tokens to one length, with a mask")
         fields: dict[str, Any] = {"value": torch.cat([e.value for e in entries])}
         if any(e.keep is not None for e in entries):
             fields["keep"] = torch.cat([e.kept() for e in entries])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from condiff.conditions.condition import Condition
 from condiff.errors import BadValue
+from condiff.process.algebra import readable
 
 _INIT = 0.02  # standard deviation of fresh nulls
 
@@ -36,11 +37,7 @@ def _perturbed(x: Tensor, noise: Tensor | None) -> Tensor:
 
 def _check_ids(value: Tensor, size: int, keep: Tensor | None, what: str) -> None:
     """Refuse ids outside [0, size). Where reading values would wait for a device or break a trace it is left out."""
-    if (
-        torch.compiler.is_compiling()
-        or value.device.type != "cpu"
-        or torch._C._functorch.is_functorch_wrapped_tensor(value)  # pyright: ignore[reportAttributeAccessIssue]: no stub
-    ):
+    if not readable(value):
         return
     value = _only(keep, value)
     low, high = (int(m) for m in torch.aminmax(value)) if value.numel() else (0, 0)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from condiff.conditions import Condition, Conditions, as_conditions, cat
@@ -30,6 +29,7 @@ from condiff.guidance.guided import (
     strength,
 )
 from condiff.process import KINDS, Level, TokenPrediction, mix, mix_tokens
+from condiff.process.algebra import holds
 
 FREE_KINDS = ("endpoint", "observation", "known")  # part of the process: never dropped unless named
 
@@ -149,11 +149,7 @@ def check_sum(weights: Sequence[Any], kind: str | None) -> None:
             check_sum([w[name] for w in weights], kind)
         return
     total = sum(weights)
-    if isinstance(total, Tensor):
-        fine = total.device.type != "cpu" or bool(torch.allclose(total, torch.ones_like(total), atol=1e-6))
-    else:
-        fine = abs(total - 1.0) < 1e-6
-    if not fine:
+    if not holds(abs(total - 1.0) < 1e-6):
         raise BadValue(f"weights must sum to 1, got {total}; say kind= (such as 'score') to add that quantity as it is")
 
 

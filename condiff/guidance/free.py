@@ -16,7 +16,7 @@ import torch
 from condiff.conditions import Conditions, cat
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible
-from condiff.guidance.combine import Term, added
+from condiff.guidance.combine import FREE_KINDS, Term, added
 from condiff.guidance.guided import (
     Guided,
     Remembered,
@@ -88,6 +88,11 @@ class Free(Guided):
         names = self.drop
         if names is None:
             names = () if self.negative is not None else None
+        if names is None and all(c.kind in FREE_KINDS for c in cond.values()):
+            raise BadValue(
+                f"classifier-free guidance leaves out conditions, but {', '.join(cond)} belong to the process: name "
+                "one in drop= if the model was trained without it"
+            )
         reference = cond.drop() if names is None else Term(weight=1.0, drop=names).told(cond, batch, {})
         if self.negative is not None:
             reference = Term(weight=1.0, replace=self.negative).told(reference, batch, self.kinds)

@@ -11,7 +11,6 @@ returns (B,), so that a sample's guidance doesn't depend on its neighbours. Grad
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Degenerate, Incompatible, NonFinite, unknown
 from condiff.guidance.guided import Guided, States, Strength, always, check_interval, check_strength, strength
 from condiff.process import Level, Prediction, algebra
-from condiff.process.algebra import Weight, scale
+from condiff.process.algebra import Weight, finite, scale
 from condiff.process.prediction import row
 
 PerSample = Callable[[Tensor, Level, Conditions], Tensor]
@@ -66,7 +65,7 @@ def value_gradient(x: Tensor, fn: Callable[[Tensor], tuple[Tensor, Any]]) -> tup
         (grad,) = torch.autograd.grad(value.sum(), u, create_graph=outer, allow_unused=True)
     if grad is None:
         raise BadValue("the energy does not depend on its input")
-    if grad.device.type == "cpu" and not bool(torch.isfinite(grad).all()):
+    if not finite(grad):
         raise NonFinite("the gradient of the energy is not finite; is a logarithm or a norm taken at 0?")
     return grad, extra
 
@@ -88,19 +87,13 @@ def shifted(prediction: Prediction, kind: str, delta: Tensor) -> Prediction:
     for name, value in prediction.values.items():
         r = row(name, level)
         weight = _product(r[0], x0) + _product(r[2], noise)
-        if not _finite(weight):
+        if not finite(weight):
             raise Degenerate(
                 f"a shift of the {kind} is infinite in {name} at t = {level.t}, where data(t) = {level.data}, "
                 f"noise(t) = {level.noise}: leave this end out with interval=, such as (0.0, 0.999), or shift x0"
             )
         values[name] = value + scale(weight, delta)
     return Prediction(prediction.x_t, level, values, prediction.source, prediction.aux)
-
-
-def _finite(weight: Weight) -> bool:
-    if isinstance(weight, Tensor):
-        return weight.device.type != "cpu" or bool(torch.isfinite(weight).all())
-    return math.isfinite(weight)
 
 
 def _product(a: Weight, b: Weight) -> Weight:

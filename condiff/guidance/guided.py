@@ -47,6 +47,11 @@ class Guided(ABC):
         """The kinds of all conditions that a member declares."""
         return {k: v for m in reversed(self.members) for k, v in (getattr(m, "kinds", None) or {}).items()}
 
+    @property
+    def targets(self) -> Any:
+        """What the first member predicts, where it says so."""
+        return getattr(self.members[0], "targets", None)
+
     def parameters(self) -> Iterator[Tensor]:
         """Of the networks inside."""
         for member in self.members:

@@ -44,6 +44,31 @@ def combine(*terms: tuple[Weight, Tensor]) -> Tensor:
     return torch.zeros_like(terms[0][1]) if out is None else out
 
 
+# Reading values. A check of values is made where that is free: on an accelerator it would wait for the device, and
+# while torch.compile or torch.func traces there are none.
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the values may be read at no cost."""
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]: no stub
+    )
+
+
+def holds(condition: bool | Tensor) -> bool:
+    """Whether a check holds everywhere; where the values can't be read it is taken to."""
+    if isinstance(condition, Tensor):
+        return not readable(condition) or bool(condition.all())
+    return condition
+
+
+def finite(w: Weight) -> bool:
+    """Whether a weight is finite everywhere, as far as it can be read."""
+    return holds(torch.isfinite(w)) if isinstance(w, Tensor) else math.isfinite(w)
+
+
 # Elementary functions of a weight, whichever of the two it is.
 
 

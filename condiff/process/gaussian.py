@@ -19,7 +19,7 @@ from torch import Tensor
 
 from condiff.errors import BadType, BadValue, Degenerate, Incompatible
 from condiff.process import algebra
-from condiff.process.algebra import Weight, combine
+from condiff.process.algebra import Weight, combine, holds
 from condiff.process.level import Level, Time
 from condiff.process.noise import NoiseLaw, Normal
 from condiff.process.prediction import Prediction
@@ -69,7 +69,7 @@ class Process(ABC):
             t = t.t
         times = as_time(t)
         curves = self.curves(times)
-        if not isinstance(t, Tensor):
+        if times.ndim == 0 and not isinstance(t, Tensor):
             return Level._make((float(t), *(float(c) for c in curves), self))
         return Level._make((times, *curves, self))
 
@@ -150,7 +150,7 @@ class Process(ABC):
         self._refuse_other_noise("transition kernels")
         ratio = self.ratio(s, t)
         var = t.noise * t.noise - ratio * ratio * s.noise * s.noise
-        if not _all((var >= -1e-9 * t.noise * t.noise) | (s.t > t.t)):  # refuses NaN too
+        if not holds((var >= -1e-9 * t.noise * t.noise) | (s.t > t.t)):  # refuses NaN too
             raise Incompatible(
                 f"{self} has no transition kernel from s = {s.t} to t = {t.t}: its variance would be negative. "
                 "A deterministic solver (Euler, Heun, DDIM with eta=0) needs none"
@@ -198,7 +198,7 @@ class Process(ABC):
             Incompatible: as :meth:`kernel`.
         """
         s, t = self.at(s), self.at(t)
-        if not _all(s.t <= t.t):
+        if not holds(s.t <= t.t):
             raise BadValue(f"renoise goes from less to more noise, s <= t; got s = {s.t}, t = {t.t}")
         ratio, std = self.kernel(s, t)
         weights = {"x0": t.data - ratio * s.data, "source": t.source - ratio * s.source}
@@ -206,7 +206,7 @@ class Process(ABC):
         for (name, weight), value in zip(weights.items(), (x0, source), strict=True):
             if value is not None:
                 terms.append((weight, value))
-            elif not _all(abs(weight) <= 1e-12):
+            elif not holds(abs(weight) <= 1e-12):
                 raise BadValue(f"the kernel of {self} needs {name}=, of shape {tuple(x_s.shape)}")
         if noise is None:
             noise = self.noise_law.sample(as_source(rng), x_s.shape, x_s.dtype, x_s.device)
@@ -233,7 +233,7 @@ class Process(ABC):
         """
         self._refuse_other_noise("an SDE")
         g2 = 2.0 * self.noise_d_noise(level) - 2.0 * level.noise * level.noise * self.drift(level)
-        if not _all(g2 == g2):
+        if not holds(g2 == g2):
             raise Degenerate(f"the diffusion of {self} has no value at t = {level.t}: data(t) = noise(t) = 0")
         return g2
 
@@ -248,13 +248,6 @@ class Process(ABC):
 def evaluate(curve: Callable[[Tensor], Tensor], t: Weight) -> Weight:
     """A curve at a level's time: a number for a number."""
     return curve(t) if isinstance(t, Tensor) else float(curve(torch.tensor(t, dtype=torch.float64)))
-
-
-def _all(condition: bool | Tensor) -> bool:
-    """Whether a check holds; on an accelerator, where asking would wait for it, it is taken to."""
-    if isinstance(condition, Tensor):
-        return condition.device.type != "cpu" or bool(condition.all())
-    return condition
 
 
 @dataclass(frozen=True)

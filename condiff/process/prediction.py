@@ -18,15 +18,13 @@ at both ends (their determinants with x_t don't vanish).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from condiff.errors import BadValue, Degenerate, Incompatible, unknown
 from condiff.process import algebra
-from condiff.process.algebra import Weight, combine
+from condiff.process.algebra import Weight, combine, finite
 from condiff.process.level import Level
 
 KINDS = ("x0", "noise", "velocity", "v", "score", "residual")
@@ -52,12 +50,6 @@ def row(kind: str, level: Level) -> Row:
     if kind == "source":
         return 0.0, 1.0, 0.0
     raise unknown("prediction", kind, KINDS)
-
-
-def _finite(w: Weight) -> bool:
-    if isinstance(w, Tensor):
-        return w.device.type != "cpu" or bool(torch.isfinite(w).all())
-    return math.isfinite(w)
 
 
 def _needs_source(want: Row) -> bool:
@@ -177,7 +169,7 @@ class Prediction:
 
     def _combine(self, want: Row, kind: str) -> Tensor:
         level, terms = self.level, self._terms(kind, want)
-        if not all(_finite(w) for w, _ in terms):
+        if not all(finite(w) for w, _ in terms):
             raise Degenerate(
                 f"{kind} does not follow from {' and '.join(self.values)} at t = {level.t}: "
                 f"data(t) = {level.data}, noise(t) = {level.noise}. Predict velocity or v, or stop before this end."
@@ -199,7 +191,7 @@ class Prediction:
             return [(p, self.x_t), (q, values[names[0]])]
         if len(names) >= 2:
             weights = _solve3((state, first, row(names[1], level)), want)
-            if self.source is None or all(_finite(w) for w in weights):
+            if self.source is None or all(finite(w) for w in weights):
                 return list(zip(weights, (self.x_t, values[names[0]], values[names[1]]), strict=True))
         if self.source is None:
             if _noiseless(state, first, want):  # in the plane of x0 and y, as in an interpolant without noise

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadValue
+from condiff.process.algebra import holds
 
 
 def as_time(t: float | Tensor, where: str = "t") -> Tensor:
@@ -26,7 +27,7 @@ def as_time(t: float | Tensor, where: str = "t") -> Tensor:
         BadValue: when a value lies outside [0, 1] or is not a number.
     """
     out = torch.as_tensor(t, dtype=torch.float64)
-    if out.device.type == "cpu" and out.numel() and not bool(((out >= 0.0) & (out <= 1.0)).all()):
+    if not holds((out >= 0.0) & (out <= 1.0)):
         raise BadValue(f"{where} must lie in [0, 1] (0 is data, 1 is noise), got {out.min():.6g} .. {out.max():.6g}")
     return out
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue
+from condiff.errors import BadValue, Incompatible
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
 from condiff.sampling.loop import Run
@@ -53,6 +53,9 @@ class PredictorCorrector(Solver):
         return self.predictor.start()
 
     def plan(self, levels: Sequence[Level]) -> list[Any]:
+        for process in {level.process for level in levels}:
+            if not process.noise_law.gaussian:
+                raise Incompatible(f"Langevin steps follow a score, which {process} hasn't: use the predictor alone")
         return self.predictor.plan(levels)
 
     def step(self, x: Tensor, c: Any, state: State, run: Run) -> tuple[Tensor, Prediction | None, Tensor | None]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from condiff.conditions import Conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible
+from condiff.process.gaussian import Process
 from condiff.process.level import Level, Time
 from condiff.process.prediction import Prediction
 from condiff.sampling.grid import Grid
@@ -93,7 +94,7 @@ def invert(
         steps, grid: the *sampling* grid, from noise to data.
 
     Raises:
-        Incompatible: a stochastic solver.
+        Incompatible: a stochastic solver, a joint state, tokens.
         BadValue: a grid that doesn't decrease.
 
     Example:
@@ -102,6 +103,8 @@ def invert(
     """
     if solver.stochastic:
         raise Incompatible(f"{solver} draws noise and can't be inverted; use a deterministic one, such as DDIM()")
+    if not isinstance(denoiser.process, Process):
+        raise Incompatible(f"invert walks a linear-Gaussian process of one variable, not {denoiser.process}")
     times = as_grid(grid, steps, denoiser.process).flip(0)
     if not bool((times[1:] >= times[:-1]).all()):
         raise BadValue("invert takes the sampling grid, from noise to data: its times must decrease")

@@ -22,6 +22,7 @@ from condiff.process.prediction import Prediction
 from condiff.process.prior import Prior
 from condiff.process.token_prediction import TokenPrediction
 from condiff.random import Source, as_source
+from condiff.sampling.checks import check_held, check_solver, check_start, check_state, matched
 from condiff.sampling.grid import Grid, Uniform
 from condiff.sampling.joint import hold_given, join, shapes, sources
 from condiff.sampling.solver import Solver, State
@@ -116,6 +117,7 @@ def as_grid(grid: Times, steps: int | None, process: Any) -> Tensors:
 
     Raises:
         BadValue: steps < 1, fewer than two times, times outside [0, 1], steps beside explicit times.
+        BadType: a name in place of a grid.
     """
     if isinstance(process, Joint):
         return {name: as_grid(one, steps, process[name]) for name, one in process.each("grid", grid).items()}
@@ -129,6 +131,8 @@ def as_grid(grid: Times, steps: int | None, process: Any) -> Tensors:
         return (grid or Uniform()).times(process, steps)
     if steps is not None:
         raise BadValue("grid= already lists the times: leave steps= out")
+    if isinstance(grid, str):
+        raise BadType(f"grid= takes a Grid such as Uniform(), or a list of times, got {grid!r}")
     times = torch.as_tensor(grid, dtype=torch.float64)
     if times.ndim == 0 or times.shape[0] < 2:
         raise BadValue(f"a grid needs at least two times, got {times.tolist()}")
@@ -167,9 +171,11 @@ def trajectory(
 
     Gradients flow when they are enabled: the caller decides.
     """
+    check_solver(solver)
     process = denoiser.process
     levels = process.levels(as_grid(grid, steps, process))
-    cond = as_conditions(cond, getattr(denoiser, "kinds", None), _device_of(x))
+    cond = matched(as_conditions(cond, getattr(denoiser, "kinds", None), _device_of(x)), x)
+    _check(denoiser, x, levels, cond, held, hooks)
     run = Run(denoiser, cond, as_source(rng), hooks)
     solver = join(solver, process, levels, up)
     state = solver.start()
@@ -241,8 +247,10 @@ def sample(
         if not shape:
             raise BadValue("the denoiser doesn't know the shape of a sample: give shape= or initial=")
         initial = _start(prior, process, times, _count(num, cond, seeds), shape, source, cond, dtype, device)
-    elif prior is not None:
-        raise BadValue("give initial= or prior=, not both")
+    elif prior is not None or shape is not None:
+        raise BadValue("give initial=, the state itself, or prior= and shape=")
+    else:
+        _count(num, cond, seeds, initial)
     run = trajectory(denoiser, initial, solver=solver, cond=cond, grid=times, rng=source, hooks=hooks, held=held, up=up)
     if progress:
         from tqdm.auto import tqdm
@@ -269,6 +277,26 @@ def _start(prior: Any, process: Any, times: Any, num: int, shape: Any, rng: Sour
     return (prior or process.prior()).sample(level, shape, rng, source=source, dtype=dtype, device=device)
 
 
+def _check(denoiser: Any, x: Any, levels: list[Any], cond: Conditions, held: Any, hooks: Sequence[Hook]) -> None:
+    """Refuse what doesn't fit together, before the first network call."""
+    if isinstance(hooks, Hook):
+        raise BadType(f"hooks= is a list: [{type(hooks).__name__}(...)]")
+    process = denoiser.process
+    if isinstance(process, Joint):
+        process.check("the state", x)
+        ends = sources(cond, process)
+        for name, part in x.items():
+            check_state(process[name], part, [level[name] for level in levels], ends.get(name))
+    else:
+        check_state(process, x, levels, cond.source)
+        if all(getattr(type(hook), "prediction", None) is Hook.prediction for hook in hooks):  # a hook may know x0
+            check_start(denoiser, levels)
+    masks = {} if held is None else held if isinstance(x, dict) else {"": held}
+    for name, part in (x if isinstance(x, dict) else {"": x}).items():
+        if isinstance(masks, Mapping) and name in masks:
+            check_held(masks[name], part)
+
+
 def _device_of(x: Any) -> torch.device:
     return next(iter(x.values())).device if isinstance(x, dict) else x.device
 
@@ -279,8 +307,13 @@ def _device(denoiser: Any) -> torch.device:
     return first.device if first is not None else torch.device("cpu")
 
 
-def _count(num: int | None, cond: Conditions, seeds: Sequence[int] | None) -> int:
-    sizes = {"num": num, "cond": cond.batch, "seeds": len(seeds) if seeds is not None else None}
+def _count(num: int | None, cond: Conditions, seeds: Sequence[int] | None, initial: Any = None) -> int:
+    if num is not None and (isinstance(num, bool) or not isinstance(num, int)):
+        raise BadType(f"num must be an integer, got {num!r}")
+    if num is not None and num < 1:
+        raise BadValue(f"num must be at least 1, got {num}")
+    rows = None if initial is None else len(next(iter(initial.values())) if isinstance(initial, dict) else initial)
+    sizes = {"num": num, "cond": cond.batch, "seeds": len(seeds) if seeds is not None else None, "initial": rows}
     known = {k: v for k, v in sizes.items() if v is not None}
     if not known:
         raise BadValue("say how many samples: num=, seeds= or conditions")

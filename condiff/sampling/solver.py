@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from condiff.process.algebra import Weight, combine, match
+from condiff.process.algebra import Weight, combine, match, readable
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
 
@@ -66,7 +66,7 @@ def repeats(t: Level, s: Level) -> bool | Tensor:
     if not isinstance(t.t, Tensor):
         return t.t == s.t
     same = t.t == s.t
-    return same if same.device.type != "cpu" or bool(same.any()) else False
+    return same if not readable(same) or bool(same.any()) else False
 
 
 def hold(same: bool | Tensor, x: Tensor, x_s: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from condiff.conditions import as_conditions
+from condiff.conditions import Condition, as_conditions
 from condiff.errors import BadType, BadValue
 from condiff.guidance import Combine, Free, Term, nested
 from condiff.process import Cosine, Gaussian, Prediction, Rectified, VPLinear
@@ -260,6 +260,8 @@ def test_bad_options_are_refused(options, error, match):
         ({"negative": {"text": torch.tensor([1])}}, LABEL, "unknown condition 'text'"),
         ({"negative": {"label": torch.tensor([1, 2])}}, LABEL, "2 rows where 1 or 6"),
         ({}, None, "needs conditions"),
+        ({}, {"y": Condition(torch.zeros(6, 2), "endpoint")}, "belong to the process"),
+        ({"negative": {"text": torch.zeros(1, 3, 4)}}, {"text": torch.zeros(6, 2, 4)}, "pad tokens to one length"),
         ({"scale": torch.ones(4)}, LABEL, r"must match the leading dimensions of \(6, 2\)"),
     ],
 )
