@@ -117,6 +117,8 @@ SOLVERS: dict[str, Solver] = {
     "DPM-Solver++ 3M": DPMSolverPP(order=3),
     "DPM-Solver 2": DPMSolver(),
     "DPM-Solver 3": DPMSolver(order=3),
+    "DPM-Solver 2 adams": DPMSolver(rule="adams"),
+    "DPM-Solver 3 adams": DPMSolver(order=3, rule="adams"),
     "UniPC 2": UniPC(),
     "UniPC 3": UniPC(order=3),
     "Adams-Bashforth 2": AdamsBashforth(),
@@ -131,6 +133,7 @@ def our_grids(oracle: Counted) -> dict[str, Grid]:
         return {
             "trailing": Spaced(),
             "linspace": Spaced(spacing="linspace"),
+            "leading": Spaced(spacing="leading", one_more=True),
             "uniform": Uniform(),
             "quadratic": Power(),
             "karras": Karras(),
