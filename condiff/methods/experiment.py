@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,7 +99,12 @@ class Digits:
         torch.manual_seed(seed)
         trainer = Trainer(recipe.denoiser(), self.data, recipe.objective, config, run_dir=None, quiet=True)
         trainer.fit()
+        self.say(f"seed {seed}: trained {recipe.method}, {self.steps} steps")
         return Trained(recipe, cast(Denoises, trainer.averaged()))
+
+    def say(self, text: str) -> None:
+        """A line of progress, on standard error."""
+        print(f"{time.perf_counter() - self.started:6.0f} s  {text}", file=sys.stderr, flush=True)
 
     def labels(self, num: int) -> Tensor:
         """Every digit in turn."""
@@ -120,6 +126,7 @@ class Digits:
         x, labels = self.draw(model, sampler, seed, num), self.labels(num)
         train, heldout = (d.batch(range(len(d)))["x"] for d in (self.data, self.heldout))
         scores = evaluate(x, train, heldout, labels=labels, classifier=self.judge)
+        self.say(f"seed {seed}: {num} samples, {sampler.steps} steps, guidance {sampler.guidance:g}")
         sure = self.judge.probabilities(x).gather(1, labels[:, None]).mean()
         return {**scores, "class_probability": float(sure)}
 
