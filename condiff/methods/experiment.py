@@ -96,8 +96,7 @@ class Digits:
     def train(self, recipe: Recipe, seed: int) -> Trained:
         """Train a recipe from a seed, in memory; the averaged weights."""
         config = replace(recipe.training, steps=self.steps, batch=128, seed=seed)
-        torch.manual_seed(seed)
-        trainer = Trainer(recipe.denoiser(), self.data, recipe.objective, config, run_dir=None, quiet=True)
+        trainer = Trainer(recipe.denoiser(seed), self.data, recipe.objective, config, run_dir=None, quiet=True)
         trainer.fit()
         self.say(f"seed {seed}: trained {recipe.method}, {self.steps} steps")
         return Trained(recipe, cast(Denoises, trainer.averaged()))

@@ -6,9 +6,12 @@ stores the result. ``Recipe.denoiser()`` and ``Recipe.guided()`` assemble the pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from condiff.conditions import Label, Map, Scalar, Spec, Tokens, Vector
 from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
@@ -52,9 +55,13 @@ class Recipe:
     training: TrainConfig = TrainConfig()
     sampler: Sampler
 
-    def denoiser(self) -> Denoiser:
-        """A freshly initialised denoiser."""
-        return Denoiser(self.network.build(), self.process, self.target, self.precondition, shape=self.network.shape)
+    def denoiser(self, seed: int | None = None) -> Denoiser:
+        """A freshly initialised denoiser, a function of the seed when one is given."""
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            network = self.network.build()
+        return Denoiser(network, self.process, self.target, self.precondition, shape=self.network.shape)
 
     def guided(self, denoiser: Denoises, scale: float | None = None) -> Denoises:
         """The denoiser with classifier-free guidance at the recipe's scale, or at another; itself at scale 1."""
@@ -68,7 +75,7 @@ def embedding_for(kind: str, value: Any, classes: int | None) -> Spec:
     Raises:
         BadValue: a kind that needs a choice.
     """
-    if kind == "label" and classes:
+    if kind == "label" and classes and int(value.max()) < classes:
         return Label(classes)
     if kind == "vector":
         return Vector(value.shape[-1])
@@ -79,40 +86,57 @@ def embedding_for(kind: str, value: Any, classes: int | None) -> Spec:
     if kind == "map":
         return Map(value.shape[1])
     raise BadValue(
-        f"no default embedding for a condition of kind {kind!r} and shape {tuple(value.shape)}; give network="
+        f"no default network takes a condition of kind {kind!r} and shape {tuple(value.shape)}: leave it out, give it "
+        "as a label named label, a scalar, a vector or a map, or build the network in Python"
     )
 
 
+MOST_TOKENS = 256  # what attention is cheap for
+
+
 def default_network(shape: Sequence[int], conditions: Mapping[str, Spec]) -> Any:
-    """A network for samples of a shape: an MLP for vectors, else a transformer of at most 256 patches.
+    """A network for samples of a shape: an MLP for vectors, else a transformer of at most 256 patches if it can be.
 
     Raises:
-        BadValue: a shape that isn't (D,), (C, L), (C, H, W) or (C, D, H, W), or sides no patch divides.
+        BadValue: a shape that isn't (D,), (L, C), (C, H, W) or (C, D, H, W), or sides that no patch divides.
     """
     shape = tuple(shape)
+    if len(shape) not in (1, 2, 3, 4):
+        raise BadValue(f"no default network for samples of shape {shape}: (D,), (L, C), (C, H, W) or (C, D, H, W)")
     if len(shape) == 1:
         return MLPConfig(shape=shape, width=256, depth=4, conditions=dict(conditions))
-    sides = shape[1:]
-    patch = 2
-    while _tokens(sides, patch) > 256:
-        patch *= 2
-    if any(side % patch for side in sides):
-        raise BadValue(f"no default patch size divides the sides {sides}: resize to multiples of {patch}")
-    small = _tokens(sides, patch) <= 64
-    width, depth, heads = (96, 3, 4) if small else (256, 8, 4)
+    sides = _sides(shape)
+    patch = _patch(sides)
+    width, depth, heads = (96, 3, 4) if _tokens(sides, patch) <= 64 else (256, 8, 4)
     return DiTConfig(shape=shape, width=width, depth=depth, heads=heads, patch=patch, conditions=dict(conditions))
 
 
 def default_training(shape: Sequence[int], count: int) -> TrainConfig:
     """A training that suits the size: a minute for small samples, a long one with slower averages otherwise."""
-    small = len(shape) > 1 and _tokens(shape[1:], 2) <= 64 and count <= 10_000
+    small = len(shape) > 1 and _tokens(_sides(shape), 2) <= 64 and count <= 10_000
     if small or len(shape) == 1:
         return TrainConfig(steps=1000, batch=128, validate_every=100)
-    return TrainConfig(steps=20_000, batch=128, lr=3e-4, warmup=500, ema=(0.9995, 0.999), save_every=1000)
+    return TrainConfig(
+        steps=20_000, batch=128, lr=3e-4, warmup=500, ema=(0.9995, 0.999), save_every=1000, validate_every=500
+    )
+
+
+def _sides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The axes that are cut into patches; series are (L, C), all else has its channels first."""
+    return tuple(shape[:1] if len(shape) == 2 else shape[1:])
+
+
+def _patch(sides: Sequence[int]) -> int:
+    """The smallest patch from 2 to 16 that leaves at most 256 tokens; else more tokens, then larger patches."""
+    for smallest, largest, most in ((2, 16, MOST_TOKENS), (1, 16, 4 * MOST_TOKENS), (17, 64, 4 * MOST_TOKENS)):
+        for patch in range(smallest, largest + 1):
+            if not any(side % patch for side in sides) and _tokens(sides, patch) <= most:
+                return patch
+    raise BadValue(
+        f"no patch cuts sides of {' x '.join(map(str, sides))} evenly into at most {4 * MOST_TOKENS} tokens: resize, "
+        "crop or pad the samples, to multiples of 8 or 16 for instance"
+    )
 
 
 def _tokens(sides: Sequence[int], patch: int) -> int:
-    count = 1
-    for side in sides:
-        count *= max(1, side // patch)
-    return count
+    return math.prod(max(1, side // patch) for side in sides)

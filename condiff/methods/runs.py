@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
@@ -34,6 +35,7 @@ from condiff.metrics import evaluate, psnr, ssim
 from condiff.model_files import load_model
 from condiff.training import Status, Trainer
 
+FEWEST = 6  # rows that distances between distributions need
 HELD_OUT = 0.1  # share of a user's data that is kept for evaluation
 
 
@@ -82,7 +84,12 @@ class Request:
         """The method's recipe for the data, with what the file, the flags and the settings say, in that order."""
         recipe = importlib.import_module(find(self.method).module).recipe(Facts.of(data))
         changes = settings.read_file(self.file) if self.file else {}
-        return settings.apply(recipe, {**changes, **self.overrides, **settings.parse(self.settings)})
+        changes = {**changes, **self.overrides, **settings.parse(self.settings)}
+        recipe = settings.apply(recipe, changes)
+        training = recipe.training
+        if "training.warmup" in changes or training.warmup <= training.steps // 10:
+            return recipe
+        return replace(recipe, training=replace(training, warmup=training.steps // 10))  # a short run still gets to lr
 
 
 class RunFolder:
@@ -101,9 +108,8 @@ class RunFolder:
     def train(self, quiet: bool = False) -> Status:
         """Train to the end or to a signal; resumes when the run was opened for that."""
         recipe = self.recipe
-        torch.manual_seed(recipe.training.seed)  # the network's initial weights
         trainer = Trainer(
-            recipe.denoiser(),
+            recipe.denoiser(recipe.training.seed),
             self.data,
             recipe.objective,
             recipe.training,
@@ -118,16 +124,14 @@ class RunFolder:
 
     def model(self, weights: str = "ema", device: Any = None) -> Denoiser:
         """The trained model."""
-        return load_model(self.folder, weights, device=device or default_device())
+        return load_model(self.folder, weights, device=check_device(device or default_device()))
 
     def finish(self, against: Path | None = None, num: int | None = None, seed: int = 0) -> dict[str, Any]:
         """Sample, evaluate, and write metrics.json, the pictures and the report page; returns the metrics."""
         heldout = self.heldout if against is None else self._other(against)
         real = heldout.batch(range(len(heldout)))["x"]
-        train = self.data.batch(range(min(len(self.data), 20_000)))["x"]
-        made = draw_samples(self.model(), self.recipe, heldout, num=num or len(real), seed=seed)
-        judge = judge_of(self.request.source, self.data)
-        scores = evaluate(made.x, train, real, labels=made.labels if judge else None, classifier=judge)
+        made = draw_samples(self.model(), self.recipe, heldout, num=len(real) if num is None else num, seed=seed)
+        scores = self._scores(made, real)
         if made.truth is not None and len(self.data.shape) == 3:
             scores |= {"psnr": float(psnr(made.x, made.truth).mean()), "ssim": float(ssim(made.x, made.truth).mean())}
         metrics = {
@@ -140,6 +144,14 @@ class RunFolder:
         self._pictures(made)
         self._page(metrics)
         return metrics
+
+    def _scores(self, made: Drawing, real: Tensor) -> dict[str, Any]:
+        """Distances, and accuracy by a judge; only the count where there are too few rows to compare."""
+        train = self.data.batch(range(min(len(self.data), 20_000)))["x"]
+        if min(len(made.x), len(real), len(train)) < FEWEST:
+            return {"samples": len(made.x)}
+        judge = judge_of(self.request.source, self.data)
+        return evaluate(made.x, train, real, labels=made.labels if judge else None, classifier=judge)
 
     def _other(self, path: Path) -> Data:
         if self.request.source == "digits":
@@ -240,3 +252,17 @@ def is_first() -> bool:
 def default_device() -> str:
     """A GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(name: Any) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        BadValue: no such device here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without it says so by an assertion
+        raise BadValue(f"no device {str(name)!r} here ({str(error).splitlines()[0][:100]}): cpu is there") from error
+    return device
