@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import textwrap
 from typing import Any
 
@@ -40,11 +41,13 @@ def to_config(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return {"tensor": value.detach().cpu().tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, dict):
-        if {"part", "tensor"} & set(value):
-            raise BadType("a dictionary with a key 'part' or 'tensor' can't be stored: they mark parts and tensors")
+        if {"part", "tensor", "float"} & set(value):
+            raise BadType("a dictionary with a key 'part', 'tensor' or 'float' can't be stored: they mark parts")
         return {str(k): to_config(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_config(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}  # JSON has no word for infinity
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise BadType(f"can't store a {type(value).__name__} in a configuration: {value!r}")
@@ -62,6 +65,8 @@ def from_config(data: Any) -> Any:
         return data
     if "tensor" in data:
         return torch.tensor(data["tensor"], dtype=getattr(torch, data["dtype"]))
+    if "float" in data:
+        return float(data["float"])
     if "part" not in data:
         return {k: from_config(v) for k, v in data.items()}
     cls = find_part(data["part"])
@@ -72,7 +77,7 @@ def from_config(data: Any) -> Any:
     try:
         return cls(**{k: from_config(v) for k, v in data.items() if k != "part"})
     except TypeError as error:
-        raise BadValue(f"{data['part']} can't be built from {sorted(set(data) - {'part'})}: {error}") from error
+        raise BadValue(f"{data['part']} can't be built from what was given: {error}") from error
 
 
 def find_part(name: str) -> type:
@@ -134,5 +139,7 @@ def _one_line(item: Any) -> str:
         return f"[{', '.join(map(_one_line, item))}]"
     if not isinstance(item, dict):
         return str(item)
+    if "float" in item:
+        return str(item["float"])
     inside = ", ".join(f"{k}={_one_line(v)}" for k, v in item.items() if k != "part")
     return f"{_name(item)}({inside})" if "part" in item else f"{{{inside}}}"

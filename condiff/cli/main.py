@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
+from condiff import __version__
 from condiff.cli.evaluate import Evaluate
 from condiff.cli.info import Info
 from condiff.cli.methods import Cite, Methods, Reproduce
@@ -25,27 +26,16 @@ Start with:  condiff train digits
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if list(sys.argv[1:] if argv is None else argv) == ["--version"]:
+        print(f"condiff {__version__}")
+        return 0
     try:
         import tyro
     except ImportError:
         print("error: the command line needs an extra: pip install 'condiff[cli]'", file=sys.stderr)
         return 2
-    command = tyro.conf.subcommand
-    parsed = tyro.cli(
-        Annotated[Train, command("train")]
-        | Annotated[Sample, command("sample")]
-        | Annotated[Evaluate, command("evaluate")]
-        | Annotated[Info, command("info")]
-        | Annotated[Methods, command("methods")]
-        | Annotated[Reproduce, command("reproduce")]
-        | Annotated[Cite, command("cite")],
-        args=argv,
-        prog="condiff",
-        description=DESCRIPTION,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
     try:
-        code = parsed.run()
+        code = _parse(tyro, argv).run()
         sys.stdout.flush()
         return code
     except (BadValue, BadType, BadFile, Incompatible, MissingExtra) as error:
@@ -58,6 +48,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
+    """The command that the words name; prints help or what is wrong with them and exits."""
+    command = tyro.conf.subcommand
+    return tyro.cli(
+        Annotated[Train, command("train")]
+        | Annotated[Sample, command("sample")]
+        | Annotated[Evaluate, command("evaluate")]
+        | Annotated[Info, command("info")]
+        | Annotated[Methods, command("methods")]
+        | Annotated[Reproduce, command("reproduce")]
+        | Annotated[Cite, command("cite")],
+        args=argv,
+        prog="condiff",
+        description=DESCRIPTION,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -108,10 +108,7 @@ class Train:
             raise BadValue("say what to train on: condiff train digits, condiff train images --data FOLDER, ...")
         options = {"size": self.size, "skip_bad": self.skip_bad or None, **parse(self.option)}
         if self.labels is not None:
-            key, value = {"images": ("labels", self.labels), "arrays": ("cond", {"label": self.labels})}.get(
-                self.source, ("label", self.labels)
-            )
-            options[key] = value
+            options |= self._label_option(options.get("cond", ()))
         flags = {
             "training.steps": self.steps,
             "training.batch": self.batch,
@@ -129,6 +126,13 @@ class Train:
             settings=self.set,
             folder=self.out or Path("runs") / self.source,
         )
+
+    def _label_option(self, cond: Any) -> dict[str, Any]:
+        """The option of the source that ``--labels`` stands for; for arrays a condition beside the others."""
+        if self.source == "arrays":
+            keys = [cond] if isinstance(cond, str) else cond
+            return {"cond": {**(keys if isinstance(keys, dict) else {k: k for k in keys}), "label": self.labels}}
+        return {"labels" if self.source == "images" else "label": self.labels}
 
 
 def _summary(metrics: dict[str, Any], folder: Path) -> str:

@@ -38,6 +38,7 @@ class Data(ABC):
         kinds: name -> kind of each condition (see :mod:`condiff.conditions`).
         classes: names of the classes of the condition ``label``; empty without labels.
         refused: what was left out.
+        notes: other remarks for whoever looks, a line each.
     """
 
     name: str = "data"
@@ -45,6 +46,7 @@ class Data(ABC):
     kinds: Mapping[str, str] = {}
     classes: tuple[str, ...] = ()
     refused: Sequence[Refused] = ()
+    notes: Sequence[str] = ()
     _fingerprint: str | None = None
 
     @abstractmethod
@@ -112,6 +114,7 @@ class Data(ABC):
             "conditions": dict(self.kinds),
             "classes": dict(zip(self.classes, counts, strict=False)),
             "refused": [list(r) for r in self.refused],
+            "notes": [*_layout(self.shape), *self.notes],
         }
 
     def describe(self) -> str:
@@ -128,6 +131,15 @@ def _some(items: Iterable[str], most: int = 12) -> str:
     return ", ".join(items[:most]) + more
 
 
+def _layout(shape: Sequence[int]) -> list[str]:
+    """How networks read samples whose layout isn't plain to see."""
+    if len(shape) == 2:
+        return [f"read as series: {shape[0]} steps of {shape[1]} channels"]
+    if len(shape) == 3 and shape[0] > 4:
+        return [f"read as pictures: {shape[0]} channels of {shape[1]} x {shape[2]} pixels"]
+    return []
+
+
 def _lines(info: Mapping[str, Any]) -> list[str]:
     low, high = info["range"]
     lines = [f"{info['name']}: {info['count']} samples of shape {tuple(info['shape'])}, values {low:.4g} to {high:.4g}"]
@@ -139,6 +151,7 @@ def _lines(info: Mapping[str, Any]) -> list[str]:
         lines.append(f"  conditions: {_some(f'{k} ({v})' for k, v in others.items())}")
     if not info["conditions"]:
         lines.append("  no conditions")
+    lines += [f"  {note}" for note in info["notes"]]
     if info["refused"]:
         lines.append(f"  refused {len(info['refused'])}:")
         lines += [f"    {name}: {reason}" for name, reason in info["refused"][:12]]
@@ -176,6 +189,7 @@ class TensorData(Data):
         flip: mirror the last axis of half of the rows, chosen anew each epoch.
         seed: of the flips.
         name: what to call it.
+        refused, notes: see :class:`Data`.
 
     Raises:
         BadType, BadValue: lengths that differ, NaN (naming the row), values or labels out of range.
@@ -193,6 +207,7 @@ class TensorData(Data):
         seed: int = 0,
         name: str = "tensors",
         refused: Sequence[Refused] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         cond = dict(cond or {})
         if not isinstance(x, Tensor):
@@ -205,7 +220,7 @@ class TensorData(Data):
             check_finite(value, f"{name}: condition {key!r}")
         self.affine: Affine = to_model_range(x, range, f"{name}: x")
         self.x, self.cond, self.flip, self.seed, self.name = x, cond, flip, seed, name
-        self.shape, self.refused = tuple(x.shape[1:]), tuple(refused)
+        self.shape, self.refused, self.notes = tuple(x.shape[1:]), tuple(refused), tuple(notes)
         self.kinds = {k: (kinds or {}).get(k) or infer_kind(k, v) for k, v in cond.items()}
         self.classes = tuple(str(c) for c in classes)
         if self.labels is not None:
@@ -275,7 +290,7 @@ class Subset(Data):
             raise BadValue(f"rows {int(index.min())}..{int(index.max())} do not lie in [0, {len(data)})")
         self.data, self.index = data, index
         self.name, self.shape, self.kinds = name or f"part of {data.name}", data.shape, data.kinds
-        self.classes, self.refused = data.classes, data.refused
+        self.classes, self.refused, self.notes = data.classes, data.refused, data.notes
 
     @property
     def labels(self) -> Tensor | None:

@@ -121,7 +121,9 @@ def pairs(
     alone = sorted(set(left) ^ set(right))
     if alone and (not skip_bad or not set(left) & set(right)):
         where = [f"{stem} (only in {roots[stem not in left]})" for stem in alone[:12]]
-        raise BadValue(f"{len(alone)} pictures have no partner: {', '.join(where)}; skip_bad=True leaves them out")
+        raise BadValue(
+            f"{len(alone)} pictures have no partner: {', '.join(where)}; skip_bad=True (--skip-bad) leaves them out"
+        )
     stems = sorted(set(left) & set(right))
     return Pictures(
         {"x": _items(roots[1], [right[s] for s in stems]), condition: _items(roots[0], [left[s] for s in stems])},

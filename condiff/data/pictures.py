@@ -117,7 +117,7 @@ class Pictures(Data):
             listed = "".join(f"\n  {name}: {reason}" for name, reason in bad[:12]) + (
                 "\n  ..." if len(bad) > 12 else ""
             )
-            hint = "; skip_bad=True leaves them out" if len(bad) < total else ""
+            hint = "; skip_bad=True (--skip-bad) leaves them out" if len(bad) < total else ""
             raise BadFile(f"{self.name}: {len(bad)} of {total} pictures can't be used{hint}:{listed}")
         self.refused = [*self.refused, *bad]
 
@@ -125,7 +125,7 @@ class Pictures(Data):
         sizes = sorted({c.size for c in checked})
         if len(sizes) > 1:
             raise BadValue(
-                f"{self.name}: pictures of {len(sizes)} sizes (height, width), {sizes[0]} to {sizes[-1]}: give size="
+                f"{self.name}: pictures of {len(sizes)} sizes (height, width), {sizes[0]} to {sizes[-1]}: give size= (--size)"
             )
         return sizes[0]
 

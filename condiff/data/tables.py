@@ -16,9 +16,10 @@ from condiff.data.base import TensorData
 from condiff.data.folders import _classes
 from condiff.data.picture import Framing, as_size
 from condiff.data.pictures import Item, Pictures
+from condiff.data.ranges import to_model_range
 from condiff.errors import BadFile, BadType, BadValue, require_extra, unknown
 
-LAYOUTS = ("first", "last", "add")
+LAYOUTS = ("first", "last", "add", "to-last", "add-last")
 
 
 def arrays(
@@ -38,12 +39,14 @@ def arrays(
     Args:
         path: the file. Pickled objects in it are refused.
         x: key of the samples, first dimension N.
-        cond: keys of the conditions, or ``{condition name: key}``.
+        cond: keys of the conditions, or ``{condition name: key}``. Text under ``label`` names classes; bytes with two
+            axes or more are pictures (kind ``"map"``), brought to [-1, 1] and laid out as ``x`` is.
         kinds: name -> kind of the conditions, where dtype and shape don't tell.
         classes: names of the classes of a condition ``label``.
         range: what becomes [-1, 1]: see :func:`condiff.data.ranges.to_model_range`.
         channels: ``"first"``: as they are; ``"last"``: the last axis becomes the first; ``"add"``: a channel axis of
-            size 1 is put in front.
+            size 1 is put in front; ``"to-last"`` and ``"add-last"``: the same for series, whose samples are (L, C):
+            stored (N, C, L), or (N, L) with one value a step.
         flip, seed: see :class:`condiff.data.TensorData`.
 
     Raises:
@@ -57,15 +60,19 @@ def arrays(
     for key in (x, *names.values()):
         if key not in stored:
             raise unknown(f"array of {path.name}", key, stored)
+    classes, conditions, kinds = _conditions({n: stored[k] for n, k in names.items()}, path.name, kinds, classes)
+    unused = [f"{k} {v.shape}" for k, v in stored.items() if k not in (x, *names.values())]
+    pictures = [n for n in conditions if kinds.get(n) in ("map", "endpoint")]
     return TensorData(
         _move_channels(_tensor(stored[x], f"{path.name}: {x}"), channels),
-        {name: _condition(stored[key], f"{path.name}: {key}") for name, key in names.items()},
+        {n: _move_channels(v, channels) if n in pictures else v for n, v in conditions.items()},
         kinds=kinds,
         classes=classes,
         range=range if range is None or isinstance(range, str) else _interval(range),
         flip=flip,
         seed=seed,
         name=path.name,
+        notes=[f"not used: {', '.join(unused)}"] if unused else (),
     )
 
 
@@ -97,7 +104,29 @@ def _tensor(array: np.ndarray, what: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
+def _conditions(
+    stored: Mapping[str, np.ndarray], file: str, kinds: Mapping[str, str] | None, classes: Sequence[str]
+) -> tuple[Sequence[str], dict[str, Tensor], dict[str, str]]:
+    """``(classes, values, kinds)`` of the conditions, as tensors."""
+    out, known = {}, dict(kinds or {})
+    for name, array in stored.items():
+        what = f"{file}: {name}"
+        if name == "label" and array.dtype.kind in "US":
+            if array.ndim != 1:
+                raise BadType(f"{what}: names of classes must have shape (N,), got {array.shape}")
+            classes, out[name] = _named(array.astype(str).tolist(), classes, file)
+        elif array.dtype == np.uint8 and (array.ndim > 2 or known.get(name) in ("map", "endpoint")):
+            pixels = _tensor(array, what)
+            known.setdefault(name, "map")
+            out[name] = to_model_range(pixels, None, what)(pixels)
+        else:
+            out[name] = _condition(array, what)
+    return classes, out, known
+
+
 def _condition(array: np.ndarray, what: str) -> Tensor:
+    if array.dtype.kind in "US":
+        raise BadType(f'{what} holds text, which only a condition named label may: give it as {{"label": ...}}')
     tensor = _tensor(array, what)
     return tensor.long() if tensor.dtype == torch.uint8 else tensor
 
@@ -105,12 +134,12 @@ def _condition(array: np.ndarray, what: str) -> Tensor:
 def _move_channels(x: Tensor, channels: str) -> Tensor:
     if channels not in LAYOUTS:
         raise unknown("channel layout", channels, LAYOUTS)
-    if channels == "add":
-        return x.unsqueeze(1)
-    if channels == "last":
+    if channels in ("add", "add-last"):
+        return x.unsqueeze(1 if channels == "add" else -1)
+    if channels != "first":
         if x.ndim < 3:
-            raise BadValue(f"channels='last' needs samples with axes before the channels, got shape {tuple(x.shape)}")
-        return x.movedim(-1, 1).contiguous()
+            raise BadValue(f"channels={channels!r} needs samples with axes beside the channels, got {tuple(x.shape)}")
+        return (x.movedim(-1, 1) if channels == "last" else x.movedim(1, -1)).contiguous()
     return x
 
 

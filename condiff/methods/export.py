@@ -12,7 +12,7 @@ from condiff import figures
 from condiff.errors import BadFile, BadValue
 from condiff.files import replacing
 from condiff.methods.drawing import Drawing, draw_samples, override
-from condiff.methods.runs import default_device, open_run
+from condiff.methods.runs import open_run
 
 ENDINGS = (".png", ".npz", ".npy")
 
@@ -44,7 +44,7 @@ def draw(
     _check_output(out, picture, overwrite)
     sampler = override(run.recipe.sampler, solver=solver, steps=steps, guidance=guidance)
     num = num if num is not None else 8 * (len(labels) or len(run.data.classes) or 8)
-    model = run.model(weights, device or default_device())
+    model = run.model(weights, device)
     made = draw_samples(model, run.recipe, run.heldout, num=num, wanted=labels, sampler=sampler, seed=seed, batch=batch)
     _write(made, out)
     return {
@@ -62,9 +62,9 @@ def draw(
 
 
 def _check_output(out: Path, picture: bool, overwrite: bool) -> None:
-    if out.suffix not in ENDINGS:
+    if out.suffix.lower() not in ENDINGS:
         raise BadValue(f"--out must end in {', '.join(ENDINGS)}, got {out.name!r}")
-    if out.suffix == ".png" and not picture:
+    if out.suffix.lower() == ".png" and not picture:
         raise BadValue(f"samples that aren't images can't be drawn: use --out {out.with_suffix('.npz')}")
     if out.exists() and not overwrite:
         raise BadFile(f"{out} exists already: choose another --out, or say --overwrite")
@@ -72,11 +72,11 @@ def _check_output(out: Path, picture: bool, overwrite: bool) -> None:
 
 def _write(made: Drawing, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".png":
+    if out.suffix.lower() == ".png":
         figures.grid(made.x, out, labels=made.names, columns=made.columns)
         return
     with replacing(out) as temporary, open(temporary, "wb") as file:
-        if out.suffix == ".npy":
+        if out.suffix.lower() == ".npy":
             np.save(file, made.x.numpy())
         elif made.labels is None:
             np.savez(file, x=made.x.numpy())

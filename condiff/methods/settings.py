@@ -9,6 +9,7 @@ from typing import Any
 
 from condiff.config import from_config, read_json, to_config
 from condiff.errors import BadFile, BadValue, require_extra, unknown
+from condiff.methods.names import solver
 
 
 def parse(settings: Sequence[str]) -> dict[str, Any]:
@@ -80,8 +81,30 @@ def apply(part: Any, overrides: Mapping[str, Any]) -> Any:
             node = node[name]
         if not isinstance(node, dict) or last not in node:
             raise unknown("setting", key, _keys(node, path))
-        node[last] = value
+        node[last] = _like(node[last], value, key)
     return from_config(config)
+
+
+def _like(old: Any, new: Any, key: str) -> Any:
+    """The new value, if it is of the old one's sort; a solver may be given by its short name.
+
+    Raises:
+        BadValue: a word for a number, a number for a list, or anything but a part for a part.
+    """
+    if isinstance(old, dict) and "part" in old and new is not None:
+        if isinstance(new, str) and str(old["part"]).startswith("sampling.") and key.endswith("solver"):
+            return to_config(solver(new))
+        if not (isinstance(new, dict) and "part" in new):
+            example = json.dumps({"part": old["part"]})
+            raise BadValue(f"{key} is a part: give its fields ({key}.FIELD=VALUE), or another such as {example}")
+    if isinstance(old, list) and isinstance(new, int | float | str) and len(old) != 1:
+        raise BadValue(f"{key} is a list such as {json.dumps(old)}, got {new!r}")
+    if isinstance(old, list) and isinstance(new, int | float):
+        return [new]
+    number = isinstance(old, int | float) and not isinstance(old, bool)
+    if number and isinstance(new, str | bool):
+        raise BadValue(f"{key} is a number such as {old}, got {new!r}")
+    return new
 
 
 def _keys(node: Any, path: Sequence[str]) -> list[str]:
