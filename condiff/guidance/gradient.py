@@ -70,8 +70,10 @@ def value_gradient(x: Tensor, fn: Callable[[Tensor], tuple[Tensor, Any]]) -> tup
     return grad, extra
 
 
-def shifted(prediction: Prediction, kind: str, delta: Tensor) -> Prediction:
-    """``kind + delta`` at the same x_t, said in the quantities that were predicted.
+def shifted(prediction: Prediction, kind: str, delta: Tensor, amount: Weight = 1.0) -> Prediction:
+    """``kind + amount delta`` at the same x_t, said in the quantities that were predicted.
+
+    Where the amount is 0 nothing is shifted, whatever the shift would be there.
 
     Raises:
         Degenerate: where the shift is infinite in those (a score at data(t) = 0, x0 at noise(t) = 0).
@@ -86,7 +88,7 @@ def shifted(prediction: Prediction, kind: str, delta: Tensor) -> Prediction:
     values = {}
     for name, value in prediction.values.items():
         r = row(name, level)
-        weight = _product(r[0], x0) + _product(r[2], noise)
+        weight = _product(amount, _product(r[0], x0) + _product(r[2], noise))
         if not finite(weight):
             raise Degenerate(
                 f"a shift of the {kind} is infinite in {name} at t = {level.t}, where data(t) = {level.data}, "
@@ -98,9 +100,13 @@ def shifted(prediction: Prediction, kind: str, delta: Tensor) -> Prediction:
 
 def _product(a: Weight, b: Weight) -> Weight:
     """``a b`` with ``0 inf = 0``: a quantity that a shift doesn't enter stays as it is."""
-    if not isinstance(a, Tensor) and a == 0.0:
-        return 0.0
-    return a * b
+    if not isinstance(a, Tensor):
+        return 0.0 if a == 0.0 else a * b
+    if not isinstance(b, Tensor):
+        return algebra.where(a == 0.0, 0.0, a * b)
+    b = b.to(a.device).reshape(b.shape + (1,) * max(a.ndim - b.ndim, 0))
+    a = a.reshape(a.shape + (1,) * max(b.ndim - a.ndim, 0))
+    return algebra.where(a == 0.0, 0.0, a * b)
 
 
 def _shift(kind: str, level: Level) -> tuple[Weight, Weight]:
@@ -177,7 +183,7 @@ class Energy(Guided):
         grad, prediction = self._gradient(x_t, level, cond)
         like = prediction.to(self.shift) if self.norm == "relative" else None
         sign = 1.0 if self.shift == "noise" else -1.0
-        return shifted(prediction, self.shift, scale(sign * weight, normalised(grad, self.norm, like)))
+        return shifted(prediction, self.shift, normalised(grad, self.norm, like), sign * weight)
 
     def _gradient(self, x_t: Tensor, level: Level, cond: Conditions) -> tuple[Tensor, Prediction]:
         if self.at == "x0" and self.through:

@@ -220,7 +220,7 @@ class TokenProcess(ABC):
         x, t, s = prediction.x_t, prediction.level, self.at(s)
         if soft(x):
             raise BadValue("a posterior needs a state of ids, not soft one-hots")
-        if bool((self.spread(s.t, x) > self.spread(t.t, x)).any()):
+        if not algebra.holds(self.spread(s.t, x) <= self.spread(t.t, x)):
             raise BadValue(f"a posterior goes back in time: s = {s.t} must not exceed t = {t.t}")
         log_p = prediction.log_probs.double()
         masked = (x == self.mask_id)[..., None]

@@ -154,7 +154,8 @@ def hold_given(held: Any, x: Any, x_s: Any) -> Any:
         return torch.where(held, x, x_s)
     if not isinstance(held, Mapping) or not set(held) <= set(x):
         raise BadType(f"held must be a dictionary over some of {sorted(x)}, as the state is")
-    return {name: torch.where(held[name], x[name], v) if name in held else v for name, v in x_s.items()}
+    given = {name: mask.to(x[name].device) for name, mask in held.items()}
+    return {name: torch.where(given[name], x[name], v) if name in given else v for name, v in x_s.items()}
 
 
 def sources(cond: Conditions, process: Joint) -> dict[str, Tensor]:

@@ -176,6 +176,7 @@ def trajectory(
     levels = process.levels(as_grid(grid, steps, process))
     cond = matched(as_conditions(cond, getattr(denoiser, "kinds", None), _device_of(x)), x)
     _check(denoiser, x, levels, cond, held, hooks)
+    held = held if held is None or isinstance(held, Mapping) else held.to(_device_of(x))
     run = Run(denoiser, cond, as_source(rng), hooks)
     solver = join(solver, process, levels, up)
     state = solver.start()

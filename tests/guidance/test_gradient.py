@@ -208,3 +208,17 @@ def test_bad_options_are_refused(x):
     with pytest.raises(Incompatible, match="not Gaussian"):
         Energy(Model(), residual)
     Energy(Model(), residual, shift="x0")
+
+
+def test_rows_outside_the_interval_are_not_shifted_where_a_shift_is_infinite():
+    """A row at pure noise, outside, doesn't disturb one inside; nor does a strength of 0."""
+    model = gaussian(Gaussian(Rectified()), torch.zeros(3), std=0.5)
+    said = Says(model, "velocity")
+    x = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    for options in ({"interval": (0.0, 0.9)}, {"scale": torch.tensor([0.0, 1.0])}):
+        guided = Energy(said, lambda u, level, cond: u.square().sum(1), **options)
+        out = guided(x, t)
+        assert torch.equal(out.x0[0], said(x, t).x0[0])
+        alone = Energy(said, lambda u, level, cond: u.square().sum(1))(x[1:], 0.5)
+        torch.testing.assert_close(out.x0[1:], alone.x0)

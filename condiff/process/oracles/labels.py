@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadType, BadValue
+from condiff.process import algebra
 
 
 def as_labels(labels: Any, count: int) -> Tensor | None:
@@ -81,7 +82,7 @@ def label_weights(log_weights: Tensor, labels: Tensor | None, label: Label | Non
     restricted = log_weights + torch.where(labels == y[:, None], 0.0, -torch.inf).double()
     total = restricted.logsumexp(-1, keepdim=True)
     lost = keep & torch.isneginf(total[:, 0])
-    if bool(lost.any()):
+    if not algebra.holds(~lost):
         raise BadValue(
             f"no part of this oracle has the label {int(y[lost][0])}; it knows {sorted(set(labels.tolist()))}"
         )
