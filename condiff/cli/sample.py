@@ -15,6 +15,8 @@ class Sample:
     Try:
       condiff sample runs/digits
       condiff sample runs/digits --label 3 --num 64 --guidance 2 --steps 12 --out threes.png
+      condiff sample runs/foggy-to-clear --condition new_foggy/ --out restored/
+      condiff sample runs/waves --condition height=2.5 --num 100 --out waves.npz
     """
 
     folder: RunFolder
@@ -25,6 +27,9 @@ class Sample:
 
     label: Several = ()
     """Class name or index; repeat for several, taken in turn."""
+
+    condition: Several = ()
+    """NAME=VALUE, or a file: a picture, a folder of them, .npy, .npz; by default those of held-out data."""
 
     solver: OptionalText = None
     """Update rule, such as ddim, dpmpp-2m, unipc, euler, heun; the run's own by default."""
@@ -48,7 +53,7 @@ class Sample:
     """cpu, cuda, cuda:1, mps."""
 
     out: OptionalPath = None
-    """A .png grid, or .npz / .npy arrays; RUN/samples-SEED.png by default."""
+    """A .png grid, a folder of pictures, or .npz / .npy arrays; RUN/samples-SEED.png by default."""
 
     overwrite: Flag = False
     """Replace the output file if it is there."""
@@ -63,6 +68,7 @@ class Sample:
             self.folder,
             num=self.num,
             labels=self.label,
+            conditions=self.condition,
             solver=self.solver,
             steps=self.steps,
             guidance=self.guidance,
@@ -76,5 +82,10 @@ class Sample:
         if self.json:
             show_json(made)
         else:
-            note(f"{made['num']} samples, {made['nfe']} network calls each, {made['seconds']:.2f} s: {made['out']}")
+            count, calls = _several(made["num"], "sample"), _several(made["nfe"], "network call")
+            note(f"{count}, {calls} each, {made['seconds']:.2f} s: {made['out']}")
         return 0
+
+
+def _several(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"

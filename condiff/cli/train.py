@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Train:
     """Classifier-free scale when sampling; 1 is none."""
 
     out: OptionalPath = None
-    """Run folder (runs/NAME by default); it must not exist yet."""
+    """Run folder (runs/, then the name of the data, by default); it must not exist yet."""
 
     config: OptionalPath = None
     """YAML or JSON file with any part of the configuration."""
@@ -80,12 +80,15 @@ class Train:
         from condiff.config import tree
         from condiff.methods import runs
 
-        run = runs.open_run(self.resume, resume=True) if self.resume else runs.prepare(self._request())
+        if self.resume:
+            self._alone()
+        run = runs.open_run(self.resume, resume=True) if self.resume else runs.prepare(self._request(), self.dry_run)
         first = runs.is_first()  # of several processes only one speaks and writes
         if first:
             note(run.data.describe(), quiet=self.json)
             note(f"\nconfiguration\n{tree(run.config(), 1)}\n", quiet=self.json)
         if self.dry_run:
+            run.recipe.denoiser()  # what can't be built is refused here too
             return 0
         status = run.train()
         if status.stopped:
@@ -98,6 +101,20 @@ class Train:
             metrics = run.finish()
             show_json(metrics) if self.json else note(_summary(metrics, run.folder))
         return 0
+
+    def _alone(self) -> None:
+        """A run that is resumed keeps its configuration, so that it ends where it would have ended.
+
+        Raises:
+            BadValue: anything that would change it was given as well.
+        """
+        from condiff.errors import BadValue
+
+        free = ("resume", "dry_run", "json")
+        changed = [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != f.default]
+        if changed:
+            words = ", ".join("SOURCE" if name == "source" else f"--{name.replace('_', '-')}" for name in changed)
+            raise BadValue(f"--resume continues a run with the configuration it has: leave out {words}")
 
     def _request(self) -> Any:
         from condiff.errors import BadValue
@@ -124,8 +141,13 @@ class Train:
             file=self.config,
             overrides={k: v for k, v in flags.items() if v is not None},
             settings=self.set,
-            folder=self.out or Path("runs") / self.source,
+            folder=self.out or Path("runs") / self._name(),
         )
+
+    def _name(self) -> str:
+        """What the run is called: after its data."""
+        names = [Path(p).name if self.source == "pairs" else Path(p).stem for p in self.data]
+        return "-to-".join(names) or str(self.source)
 
     def _label_option(self, cond: Any) -> dict[str, Any]:
         """The option of the source that ``--labels`` stands for; for arrays a condition beside the others."""

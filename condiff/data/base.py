@@ -70,6 +70,10 @@ class Data(ABC):
         """The labels of all rows (N,), None without a condition ``label``."""
         return None
 
+    def restore(self, x: Tensor) -> Tensor:
+        """Model values back in the units that the data is stored in; pictures stay in [-1, 1]."""
+        return x
+
     def batch(self, indices: Indices, epoch: int = 0) -> dict[str, Any]:
         """Rows by index: ``{"x": (B, *shape), "cond": {name: (B, ...)}}``.
 
@@ -231,6 +235,9 @@ class TensorData(Data):
     def labels(self) -> Tensor | None:
         return self.cond["label"] if self.kinds.get("label") == "label" else None
 
+    def restore(self, x: Tensor) -> Tensor:
+        return self.affine.inverse(x)
+
     @property
     def value_range(self) -> tuple[float, float]:
         return float(self.affine(self.x.min())), float(self.affine(self.x.max()))
@@ -295,6 +302,9 @@ class Subset(Data):
     @property
     def labels(self) -> Tensor | None:
         return None if self.data.labels is None else self.data.labels[self.index]
+
+    def restore(self, x: Tensor) -> Tensor:
+        return self.data.restore(x)
 
     @property
     def value_range(self) -> tuple[float, float]:

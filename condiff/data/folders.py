@@ -41,7 +41,7 @@ def images(
     """A folder of pictures, searched with its subfolders.
 
     Args:
-        path: the folder.
+        path: the folder, or one picture.
         size: pixels of the square, or (height, width); None when all pictures have one size.
         labels: ``"folders"``: the first subfolder on the way to a picture is its class; a ``.csv`` file with columns
             ``file`` and ``label``, files relative to ``path``; None: no labels; ``"auto"``: as ``"folders"`` if all
@@ -54,7 +54,9 @@ def images(
         BadValue: pictures beside subfolders, labels that name missing files, or lack some.
     """
     root, framing = Path(path), _framing(size, channels, crop, flip, filter, background)
-    files, refused = _find(root)
+    single = root.is_file() and root.suffix.lower() in SUFFIXES
+    files, refused = ([root], []) if single else _find(root)
+    root = root.parent if single else root
     if labels == "auto":
         labels = _guess(root, files)
     named: list[str] | None = None

@@ -125,7 +125,8 @@ class Pictures(Data):
         sizes = sorted({c.size for c in checked})
         if len(sizes) > 1:
             raise BadValue(
-                f"{self.name}: pictures of {len(sizes)} sizes (height, width), {sizes[0]} to {sizes[-1]}: give size= (--size)"
+                f"{self.name}: pictures of {len(sizes)} sizes (height, width), {sizes[0]} to {sizes[-1]}: "
+                "give size= (--size)"
             )
         return sizes[0]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from condiff import figures
 from condiff.conditions import as_conditions
 from condiff.data import Data
 from condiff.denoiser import Denoises
@@ -32,6 +35,19 @@ class Drawing:
     nfe: int
     seconds: float
     columns: int | None
+    cond: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def save_grid(made: Drawing, path: Path) -> Path:
+    """A grid of samples; where a picture was given, beside it and beside the true one."""
+    seen = [v for v in made.cond.values() if v.shape == made.x.shape]
+    if len(seen) != 1:
+        return figures.grid(made.x, path, labels=made.names, columns=made.columns)
+    parts = {"given": seen[0], "sample": made.x, "true": made.truth}
+    parts = {word: x for word, x in parts.items() if x is not None}
+    x = torch.stack(list(parts.values()), 1).flatten(0, 1)
+    across = max(1, min(3, round(math.sqrt(len(made.x) / len(parts)))))
+    return figures.grid(x, path, labels=list(parts) * len(made.x), columns=len(parts) * across)
 
 
 def choose_labels(data: Data, wanted: Sequence[str], num: int) -> Tensor | None:
@@ -88,6 +104,7 @@ def draw_samples(
     sampler: Sampler | None = None,
     seed: int = 0,
     batch: int = 512,
+    given: Mapping[str, Tensor] | None = None,
 ) -> Drawing:
     """Draw ``num`` samples; sample i depends on ``seed + i`` only.
 
@@ -96,11 +113,13 @@ def draw_samples(
         wanted: names or indices of classes, taken in turn; all classes without.
         sampler: instead of the recipe's.
         batch: rows a network call.
+        given: conditions of the ``num`` samples, in place of those of ``data``.
     """
     if num < 1 or batch < 1:
         raise BadValue(f"num and batch must be at least 1, got {num} and {batch}")
     sampler = sampler or recipe.sampler
     cond, truth = choose_conditions(data, wanted, num)
+    cond, truth = {**cond, **(given or {})}, None if given else truth
     labels = cond.get("label")
     guided = recipe.guided(denoiser, sampler.guidance)
     times = as_grid(sampler.grid, sampler.steps, denoiser.process)
@@ -121,6 +140,7 @@ def draw_samples(
         nfe=nfe,
         seconds=time.perf_counter() - started,
         columns=kinds if kinds > 1 else None,  # a column a class
+        cond=cond,
     )
 
 

@@ -1,4 +1,4 @@
-"""Samples of a run to a file: a grid of pictures, or arrays with what they were made from."""
+"""Samples of a run to a file: a grid of pictures, a folder of them, or arrays with what they were made from."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from condiff import figures
-from condiff.errors import BadFile, BadValue
+from condiff.errors import BadFile, BadValue, require_extra
 from condiff.files import replacing
-from condiff.methods.drawing import Drawing, draw_samples, override
-from condiff.methods.runs import open_run
+from condiff.methods import given
+from condiff.methods.drawing import Drawing, draw_samples, override, save_grid
+from condiff.methods.runs import RunFolder, open_run
 
 ENDINGS = (".png", ".npz", ".npy")
 
@@ -22,6 +23,7 @@ def draw(
     *,
     num: int | None = None,
     labels: Sequence[str] = (),
+    conditions: Sequence[str] = (),
     solver: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -43,10 +45,20 @@ def draw(
     out = out or folder / f"samples-{seed}{'.png' if picture else '.npz'}"
     _check_output(out, picture, overwrite)
     sampler = override(run.recipe.sampler, solver=solver, steps=steps, guidance=guidance)
-    num = num if num is not None else 8 * (len(labels) or len(run.data.classes) or 8)
-    model = run.model(weights, device)
-    made = draw_samples(model, run.recipe, run.heldout, num=num, wanted=labels, sampler=sampler, seed=seed, batch=batch)
-    _write(made, out)
+    told = given.read(conditions, run.data, run.request.options)
+    num = num if num is not None else told.rows or 8 * (len(labels) or len(run.data.classes) or 8)
+    made = draw_samples(
+        run.model(weights, device),
+        run.recipe,
+        run.heldout,
+        num=num,
+        wanted=labels,
+        sampler=sampler,
+        seed=seed,
+        batch=batch,
+        given=told.take(max(num, 1)),
+    )
+    _write(made, out, run, told.names)
     return {
         "out": str(out),
         "num": num,
@@ -62,23 +74,38 @@ def draw(
 
 
 def _check_output(out: Path, picture: bool, overwrite: bool) -> None:
-    if out.suffix.lower() not in ENDINGS:
-        raise BadValue(f"--out must end in {', '.join(ENDINGS)}, got {out.name!r}")
-    if out.suffix.lower() == ".png" and not picture:
+    ending = out.suffix.lower()
+    if ending not in (*ENDINGS, ""):
+        raise BadValue(f"--out must end in {', '.join(ENDINGS)}, or be a folder, got {out.name!r}")
+    if ending in ("", ".png") and not picture:
         raise BadValue(f"samples that aren't images can't be drawn: use --out {out.with_suffix('.npz')}")
     if out.exists() and not overwrite:
         raise BadFile(f"{out} exists already: choose another --out, or say --overwrite")
 
 
-def _write(made: Drawing, out: Path) -> None:
+def _write(made: Drawing, out: Path, run: RunFolder, names: Sequence[str]) -> None:
+    """A grid, a folder of pictures, or arrays: those of ``arrays`` in the units that the data is stored in."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix.lower() == ".png":
-        figures.grid(made.x, out, labels=made.names, columns=made.columns)
-        return
-    with replacing(out) as temporary, open(temporary, "wb") as file:
-        if out.suffix.lower() == ".npy":
-            np.save(file, made.x.numpy())
-        elif made.labels is None:
-            np.savez(file, x=made.x.numpy())
-        else:
-            np.savez(file, x=made.x.numpy(), label=made.labels.numpy())
+    ending = out.suffix.lower()
+    if ending == ".png":
+        save_grid(made, out)
+    elif ending == "":
+        _write_pictures(made, out, names)
+    else:
+        x = (run.data.restore(made.x) if run.request.source == "arrays" else made.x).numpy()
+        with replacing(out) as temporary, open(temporary, "wb") as file:
+            if ending == ".npy":
+                np.save(file, x)
+            else:
+                np.savez(file, x=x, **{name: value.numpy() for name, value in made.cond.items()})
+
+
+def _write_pictures(made: Drawing, out: Path, names: Sequence[str]) -> None:
+    """A PNG a sample, named after the picture that was given, or by number and class."""
+    image = require_extra("PIL.Image", "train")
+    out.mkdir(exist_ok=True)
+    repeated = len(names) < len(made.x) or len(set(names)) < len(names)
+    for i, pixels in enumerate(figures.to_uint8(made.x)):
+        name = f"{i:05d}" if repeated else names[i]
+        name += f"-{made.names[i]}" if made.names else ""
+        image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(out / f"{name}.png")

@@ -63,8 +63,10 @@ def _table(metrics: Mapping[str, Any]) -> str:
             f"<td class=dim>{html.escape(MEANING[key])}</td></tr>"
         )
     head = "<tr><th>metric<th>samples<th>real data<th>what it says</tr>"
-    note = "<p class=dim>Real data: the same figure for training samples in place of generated ones.</p>"
-    return f"<table>{head}{''.join(rows)}</table>{note}"
+    note = "Real data: the same figure for training samples in place of generated ones."
+    if not any(key.endswith("_floor") for key in metrics):
+        note = "Too few held-out samples, or drawn ones, for distances between distributions."
+    return f"<table>{head}{''.join(rows)}</table><p class=dim>{note}</p>"
 
 
 def write(

@@ -27,7 +27,7 @@ from condiff.errors import BadFile, BadValue
 from condiff.files import write_json
 from condiff.methods import report, settings
 from condiff.methods.catalogue import find
-from condiff.methods.drawing import Drawing, draw_samples
+from condiff.methods.drawing import Drawing, draw_samples, save_grid
 from condiff.methods.experiment import Facts
 from condiff.methods.judge import judge_of
 from condiff.methods.recipe import Recipe
@@ -100,6 +100,7 @@ class RunFolder:
     ) -> None:
         self.folder, self.recipe, self.request, self.resume = folder, recipe, request, resume
         self.data, self.heldout = data
+        self.weights = folder  # where the model lies: the run itself, or one of its checkpoints
 
     def config(self) -> dict[str, Any]:
         """The configuration, as it is printed and stored."""
@@ -124,7 +125,7 @@ class RunFolder:
 
     def model(self, weights: str = "ema", device: Any = None) -> Denoiser:
         """The trained model."""
-        return load_model(self.folder, weights, device=check_device(device or default_device()))
+        return load_model(self.weights, weights, device=check_device(device or default_device()))
 
     def finish(self, against: Path | None = None, num: int | None = None, seed: int = 0) -> dict[str, Any]:
         """Sample, evaluate, and write metrics.json, the pictures and the report page; returns the metrics."""
@@ -172,13 +173,13 @@ class RunFolder:
     def _periodic_grid(self, denoiser: Any, step: int, folder: Path | None) -> None:
         if folder is not None and len(self.data.shape) == 3:
             made = draw_samples(denoiser, self.recipe, self.heldout, num=_grid_size(self.data), seed=0)
-            figures.grid(made.x, folder / "samples" / f"step-{step:06d}.png", labels=made.names, columns=made.columns)
+            save_grid(made, folder / "samples" / f"step-{step:06d}.png")
 
     def _pictures(self, made: Drawing) -> None:
         if len(self.data.shape) == 3:
             shown = _grid_size(self.data)
             grid = draw_samples(self.model(), self.recipe, self.heldout, num=shown, seed=0)
-            figures.grid(grid.x, self.folder / "samples.png", labels=grid.names, columns=grid.columns)
+            save_grid(grid, self.folder / "samples.png")
         lines = self._log()
         if lines:
             panels = {"loss": {"x": [r["step"] for r in lines], "training": figures.smooth([r["loss"] for r in lines])}}
@@ -206,13 +207,13 @@ class RunFolder:
         )
 
 
-def prepare(request: Request) -> RunFolder:
-    """A new run.
+def prepare(request: Request, dry: bool = False) -> RunFolder:
+    """A new run; a dry one only looks, so its folder may exist.
 
     Raises:
         BadFile: the folder exists: nothing is ever overwritten.
     """
-    if is_first() and request.folder.exists() and any(request.folder.iterdir()):
+    if not dry and is_first() and request.folder.exists() and any(request.folder.iterdir()):
         raise BadFile(f"{request.folder} exists already: choose another --out, or continue it with --resume")
     data = request.data.open()
     return RunFolder(request.folder, request.recipe(data[0]), request.data.absolute(), data)
@@ -224,12 +225,16 @@ def open_run(folder: Path, resume: bool = False) -> RunFolder:
     Raises:
         BadFile: the folder isn't a run.
     """
+    weights = folder
+    if (folder / "state.json").is_file():  # a checkpoint of a run
+        folder = folder.resolve().parent.parent
     config = read_json(folder / "config.json")
     if "recipe" not in config or "request" not in config:
         raise BadFile(f"{folder} holds a model, not a run of `condiff train`: there is no recipe in its config.json")
     stored = config["request"]
     request = DataRequest(source=stored["source"], paths=tuple(stored["paths"]), options=stored["options"])
     run = RunFolder(folder, from_config(config["recipe"]), request, request.open(), resume=resume)
+    run.weights = weights
     mark = config.get("data", {}).get("fingerprint")
     if mark and mark != run.data.fingerprint():
         raise BadFile(f"the data of {folder} has changed since it was trained on: {' '.join(request.paths)}")
@@ -241,6 +246,8 @@ def _request_json(request: DataRequest) -> dict[str, Any]:
 
 
 def _grid_size(data: Data) -> int:
+    if "map" in data.kinds.values():
+        return 24  # each beside what was given and what is true
     return 8 * min(len(data.classes), 20) if data.classes else 64
 
 

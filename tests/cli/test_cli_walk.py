@@ -73,3 +73,84 @@ def test_help_into_a_closed_pipe_is_no_error():
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.wait() == 0 and b"Traceback" not in process.stderr.read()
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory):
+    """A run on vectors with a number and a vector as conditions, in units far from [-1, 1]."""
+    folder, rng = tmp_path_factory.mktemp("waves"), np.random.default_rng(0)
+    x = rng.uniform(100, 300, (64, 6)).astype(np.float32)
+    np.savez(folder / "waves.npz", x=x, level=x.mean(1), stats=np.stack([x.min(1), x.max(1)], 1))
+    argv = ["train", "arrays", "--data", folder / "waves.npz", "--option", "range=[100,300]"]
+    argv += ["--option", 'cond=["level","stats"]', "--out", folder / "run", *TINY]
+    assert main([str(a) for a in argv]) == 0
+    return folder
+
+
+def test_conditions_can_be_given(capsys, waves, tmp_path):
+    argv = ["sample", waves / "run", "--condition", "level=150", "--condition", "stats=[100,200]", "--num", "3"]
+    run(capsys, *argv, "--out", tmp_path / "a.npz")
+    arrays = np.load(tmp_path / "a.npz")
+    assert arrays["level"].tolist() == [150.0] * 3 and arrays["stats"].tolist() == [[100.0, 200.0]] * 3
+    run(capsys, "sample", waves / "run", "--condition", waves / "waves.npz", "--out", tmp_path / "b.npz")
+    given, stored = np.load(tmp_path / "b.npz"), np.load(waves / "waves.npz")
+    np.testing.assert_array_equal(given["stats"], stored["stats"])
+
+
+def test_arrays_come_back_in_the_units_of_the_data(capsys, waves, tmp_path):
+    """The model works in [-1, 1]; the data, from 100 to 300, has a mean near 200."""
+    run(capsys, "sample", waves / "run", "--num", "64", "--out", tmp_path / "a.npy")
+    assert abs(np.load(tmp_path / "a.npy").mean() - 200) < 60
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["levle=3"], "Did you mean 'level'"),
+        (["3"], "could be any of"),
+        (["level=tall"], "neither a number"),
+        (["stats=[1,2,3]"], "rows of shape (2,)"),
+        (["level=NaN"], "NaN or infinity"),
+        (["nowhere.npz"], "no such file"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(capsys, waves, tmp_path, words, message):
+    argv = [word for value in words for word in ("--condition", value)]
+    assert message in run(capsys, "sample", waves / "run", *argv, "--out", tmp_path / "c.npz", code=2).err
+
+
+def test_new_pictures_are_restored_into_a_folder(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("foggy", "clear", "new"):
+        (tmp_path / folder).mkdir()
+        for i in range(12 if folder != "new" else 3):
+            pixels = rng.integers(0, 255, (24, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"p{i}.png")
+    argv = ["train", "pairs", "--data", tmp_path / "foggy", "--data", tmp_path / "clear", "--size", "16"]
+    run(capsys, *argv, "--out", tmp_path / "run", *TINY, "--set", "sampler.steps=2")
+    run(capsys, "sample", tmp_path / "run", "--condition", tmp_path / "new", "--out", tmp_path / "restored")
+    assert sorted(p.name for p in (tmp_path / "restored").iterdir()) == ["p0.png", "p1.png", "p2.png"]
+    with Image.open(tmp_path / "restored" / "p0.png") as restored:
+        assert restored.size == (16, 16)
+    one = ["sample", tmp_path / "run", "--condition", tmp_path / "new" / "p1.png", "--out", tmp_path / "one.png"]
+    assert run(capsys, *one).out.startswith("1 sample, 2 network calls each")
+    checkpoint = next((tmp_path / "run" / "checkpoints").iterdir())
+    run(capsys, "sample", checkpoint, "--num", "2", "--out", tmp_path / "early.npz")
+    assert np.load(tmp_path / "early.npz")["degraded"].shape == (2, 3, 16, 16)
+
+
+def test_resume_takes_no_other_configuration(capsys, waves):
+    said = run(capsys, "train", "--resume", waves / "run", "--steps", "20", "--lr", "1e-4", code=2).err
+    assert "leave out --steps, --lr" in said
+
+
+def test_a_dry_run_refuses_what_cannot_be_built(capsys, waves, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = run(capsys, "train", "digits", "--set", "network.width=30", "--dry-run", code=2).err
+    assert "heads must divide the width" in said
+
+
+def test_a_run_is_called_after_its_data(capsys, waves, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "train", "arrays", "--data", waves / "waves.npz", "--option", "range=[100,300]", *TINY)
+    assert (tmp_path / "runs" / "waves" / "report.html").is_file()
