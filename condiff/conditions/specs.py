@@ -7,7 +7,7 @@ told; :class:`condiff.conditions.ConditionBank` embeds it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -21,10 +21,15 @@ from condiff.conditions.embeddings import (
     VectorEmbedding,
 )
 from condiff.errors import BadValue
+from condiff.fields import checked
 
 
 class Spec:
     """Base of the specs. ``role`` says what the entry becomes: ``"vector"``, ``"tokens"`` or ``"map"``."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     kind: ClassVar[str]
     role: ClassVar[str]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from condiff.conditions.condition import Condition, Conditions
 from condiff.errors import BadValue, Incompatible, unknown
+from condiff.fields import checked
 from condiff.random import Source, as_source
 
 _DROPPABLE = ("label", "scalar", "vector", "tokens", "map", "frames")
@@ -57,6 +58,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
+@checked
 class Dropout:
     """Flags entries absent, per row, so that one network learns the conditional and the unconditional law.
 
@@ -93,6 +95,7 @@ class Dropout:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class Perturb:
     """Condition embedding perturbation (Chen 2024, arXiv 2405.20494): noise on embeddings, in training only.
 
@@ -168,6 +171,10 @@ class Perturb:
 
 class CorruptionLaw(ABC):
     """How noisy a condition is made at a time."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     @abstractmethod
     def level(self, t: Tensor, source: Source) -> Tensor:

@@ -23,6 +23,7 @@ from condiff.guidance.guided import (
     States,
     Strength,
     always,
+    check_denoiser,
     check_strength,
     evaluate,
     first,
@@ -122,6 +123,7 @@ class Combine(Guided):
     _told: Remembered = field(default_factory=Remembered, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_denoiser(self.denoiser)
         if not self.terms:
             raise BadValue("Combine needs at least one term")
         if self.kind is not None and self.kind not in KINDS:

@@ -14,7 +14,7 @@ from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible, unknown
 from condiff.guidance.combine import added, check_sum, expand
-from condiff.guidance.guided import Guided, States, Strength, always, check_strength, first, strength
+from condiff.guidance.guided import Guided, States, Strength, always, check_denoiser, check_strength, first, strength
 from condiff.process import KINDS
 from condiff.process.algebra import Weight
 
@@ -128,6 +128,7 @@ class Given(Guided):
     only: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        check_denoiser(self.denoiser)
         if isinstance(self.only, str):
             raise BadValue(f"only= is a list of names, such as ({self.only!r},)")
 
@@ -141,6 +142,8 @@ class Given(Guided):
 def check_members(denoisers: Sequence[Denoises]) -> None:
     if not denoisers:
         raise BadValue("at least one denoiser is needed")
+    for denoiser in denoisers:
+        check_denoiser(denoiser)
     first = denoisers[0].process
     for other in denoisers[1:]:
         if other.process is not first and other.process != first:

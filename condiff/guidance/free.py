@@ -15,7 +15,7 @@ import torch
 
 from condiff.conditions import Conditions, cat
 from condiff.denoiser import Denoises
-from condiff.errors import BadValue, Incompatible
+from condiff.errors import BadType, BadValue, Incompatible
 from condiff.guidance.combine import FREE_KINDS, Term, added
 from condiff.guidance.guided import (
     Guided,
@@ -23,6 +23,7 @@ from condiff.guidance.guided import (
     States,
     Strength,
     always,
+    check_denoiser,
     check_interval,
     check_strength,
     evaluate,
@@ -63,10 +64,13 @@ class Free(Guided):
     _told: Remembered = field(default_factory=Remembered, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_denoiser(self.denoiser)
         check_strength(self.scale, "scale")
         check_interval(self.interval)
         if not 0.0 <= self.rescale <= 1.0:
             raise BadValue(f"rescale must lie in [0, 1], got {self.rescale}")
+        if self.negative is not None and not isinstance(self.negative, Mapping):
+            raise BadType(f"negative= takes conditions, such as {{'label': y}}, got {self.negative!r}")
         if isinstance(self.drop, str):
             raise BadValue(f"drop= is a list of names, such as ({self.drop!r},)")
 

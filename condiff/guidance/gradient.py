@@ -21,7 +21,16 @@ from torch import Tensor
 from condiff.conditions import Conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Degenerate, Incompatible, NonFinite, unknown
-from condiff.guidance.guided import Guided, States, Strength, always, check_interval, check_strength, strength
+from condiff.guidance.guided import (
+    Guided,
+    States,
+    Strength,
+    always,
+    check_denoiser,
+    check_interval,
+    check_strength,
+    strength,
+)
 from condiff.process import Level, Prediction, algebra
 from condiff.process.algebra import Weight, finite, scale
 from condiff.process.prediction import row
@@ -164,6 +173,7 @@ class Energy(Guided):
     interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        check_denoiser(self.denoiser)
         check_strength(self.scale, "scale")
         check_interval(self.interval)
         for name, known in (("at", ("x_t", "x0")), ("shift", SHIFTS)):

@@ -18,6 +18,7 @@ from torch import Tensor
 from condiff.conditions import Conditions, as_conditions, cat
 from condiff.denoiser import Denoises
 from condiff.errors import BadType, BadValue
+from condiff.fields import checked
 from condiff.process import Prediction, TokenPrediction
 from condiff.process.algebra import Weight
 
@@ -28,6 +29,10 @@ Cond = None | Mapping[str, Any] | Conditions
 
 class Guided(ABC):
     """Base of the wrappers: passes on what a sampler asks of a denoiser. Subclasses are frozen dataclasses."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     @property
     def members(self) -> tuple[Denoises, ...]:
@@ -77,6 +82,15 @@ class Guided(ABC):
         told = ", ".join(f"{n}={getattr(self, n)!r}" for n in fields if n not in ("denoiser", "denoisers"))
         inside = ", ".join(repr(m) if isinstance(m, Guided) else type(m).__name__ for m in self.members)
         return f"{type(self).__name__}({inside}; {told})"
+
+
+def check_denoiser(denoiser: Any) -> None:
+    """
+    Raises:
+        BadType: something that isn't a denoiser.
+    """
+    if isinstance(denoiser, type) or not hasattr(denoiser, "process"):
+        raise BadType(f"guidance wraps a denoiser (process, shape, a call), got {denoiser!r}")
 
 
 def first(x: States) -> Tensor:
@@ -132,7 +146,11 @@ def _strength(value: Strength, level: Any, x: Tensor) -> Weight:
 
 
 def check_interval(interval: tuple[float, float] | None) -> None:
-    if interval is not None and not 0.0 <= interval[0] <= interval[1] <= 1.0:
+    if interval is None:
+        return
+    if not isinstance(interval, tuple | list) or not all(isinstance(v, int | float) for v in interval):
+        raise BadType(f"interval must be (low, high), two numbers, got {interval!r}")
+    if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1] <= 1.0:
         raise BadValue(f"interval must be (low, high) with 0 <= low <= high <= 1, got {interval}")
 
 

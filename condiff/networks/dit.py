@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from condiff.conditions import ConditionBank, Conditions
 from condiff.errors import BadValue, unknown
+from condiff.fields import checked
 from condiff.networks.attention import BACKENDS
 from condiff.networks.base import Network, configured, freeze, split_variance, zeroed
 from condiff.networks.dit_blocks import Block, JointBlock, modulate
@@ -35,6 +36,7 @@ FeedForward = Callable[[int, int, int], nn.Module | None]
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class DiTConfig:
     """A :class:`DiT`.
 

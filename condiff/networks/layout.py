@@ -19,11 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue, unknown
+from condiff.errors import BadType, BadValue, unknown
 
 _NDIM = {"image": 3, "volume": 4, "video": 4, "series": 2, "signal": 2, "vector": 1}
 _CHANNEL = {"image": 0, "volume": 0, "video": 1, "series": 1, "signal": 0, "vector": 0}
@@ -82,6 +83,8 @@ def layout_of(shape: Sequence[int], name: str | None = None) -> Layout:
     Raises:
         BadValue: an unknown name, a shape with other than the layout's number of axes, sizes below 1.
     """
+    if any(n != int(n) for n in shape):
+        raise BadType(f"a sample's shape holds integers, got {tuple(shape)}")
     shape = tuple(int(n) for n in shape)
     name = name or _DEFAULT.get(len(shape))
     if name not in _NDIM:
@@ -93,7 +96,9 @@ def layout_of(shape: Sequence[int], name: str | None = None) -> Layout:
 
 def per_axis(value: int | Sequence[int], axes: int, what: str) -> tuple[int, ...]:
     """One positive integer per axis, from one for all or one each."""
-    out = (value,) * axes if isinstance(value, int) else tuple(value)
+    out: tuple[Any, ...] = tuple(value) if isinstance(value, tuple | list) else (value,) * axes
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in out):
+        raise BadType(f"{what} must be a positive integer or one for each of {axes} axes, got {value!r}")
     if len(out) != axes or min(out, default=1) < 1:
         raise BadValue(f"{what} must be a positive integer or one for each of {axes} axes, got {value}")
     return out

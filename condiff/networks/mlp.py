@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from condiff.conditions import ConditionBank, Conditions
 from condiff.errors import BadValue
+from condiff.fields import checked
 from condiff.networks.base import Network, configured, freeze, zeroed
 from condiff.networks.embedding import TimeEmbedding
 from condiff.networks.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class MLPConfig:
     """An :class:`MLP`.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from condiff.conditions import ConditionBank, Conditions
 from condiff.errors import BadValue, unknown
+from condiff.fields import checked
 from condiff.networks.attention import BACKENDS, set_attention
 from condiff.networks.base import Network, configured, freeze, split_variance, zeroed
 from condiff.networks.embedding import TimeEmbedding
@@ -38,6 +39,7 @@ _FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class UNetConfig:
     """A :class:`UNet`.
 
@@ -89,6 +91,8 @@ class UNetConfig:
                 raise unknown(name, getattr(self, name), known)
         if not self.multipliers or min(self.width, self.layers, self.outputs, *self.multipliers) < 1 or self.width % 2:
             raise BadValue(f"width must be even, and width, multipliers, layers and outputs at least 1, got {self}")
+        if min(self.groups, self.head_width) < 1:
+            raise BadValue(f"groups and head_width must be at least 1, got {self.groups} and {self.head_width}")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention_levels):
             raise BadValue(f"levels are 0 ... {len(self.multipliers) - 1}, got attention at {self.attention_levels}")
         if layout_of(self.shape, self.layout).name == "vector":
@@ -159,7 +163,7 @@ class UNet(Network):
 
     def _strides(self) -> list[tuple[int, ...]]:
         given, n = self.config.strides, len(self.config.multipliers) - 1
-        each = (given,) * n if isinstance(given, int) else given
+        each = given if isinstance(given, tuple) else (given,) * n
         if len(each) != n:
             raise BadValue(f"{n + 1} levels have {n} transitions, got {len(each)} strides: {given}")
         return [per_axis(stride, self.axes, "a stride") for stride in each]

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from condiff.errors import BadType, BadValue, Incompatible
+from condiff.fields import checked
 from condiff.process import algebra
 from condiff.process.algebra import Weight
 from condiff.process.keep import Keep, LinearKeep, LogLinear, RatioKeep
@@ -32,6 +34,10 @@ from condiff.random import Source, as_source
 
 class TokenProcess(ABC):
     """Base of the categorical processes. Subclasses give two :class:`Keep` schedules (or None)."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     vocab: int
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadType, BadValue, Degenerate, Incompatible
+from condiff.fields import checked
 from condiff.process import algebra
 from condiff.process.algebra import Weight, combine, holds
 from condiff.process.level import Level, Time
@@ -31,6 +32,10 @@ Curves = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # data, source, 
 
 class Process(ABC):
     """Base of the linear-Gaussian family. Subclasses give :meth:`curves`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     noise_law: NoiseLaw
 

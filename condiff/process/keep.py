@@ -10,15 +10,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from condiff.errors import BadValue, Incompatible
+from condiff.fields import checked
 
 
 class Keep(ABC):
     """Base: keep, lost, d_lost and the inverse of lost."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     def keep(self, t: Tensor) -> Tensor:
         """Probability that a token is kept until t."""

@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadType, BadValue
+from condiff.fields import checked
 from condiff.process.algebra import match
 from condiff.random import Source
 
 
 class NoiseLaw(ABC):
     """Base: how to draw z, and whether the marginal score is ``-E[z | x_t] / noise``."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     @abstractmethod
     def sample(self, rng: Source, shape: Sequence[int], dtype: torch.dtype, device: Any = "cpu") -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadValue, Incompatible
+from condiff.fields import checked
 from condiff.process import algebra
 from condiff.process.algebra import Weight, combine
 from condiff.process.level import Level
@@ -20,6 +21,10 @@ from condiff.random import Source
 
 class Prior(ABC):
     """Base: draws the state at the first level of a grid."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     @abstractmethod
     def sample(

@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from condiff.errors import BadValue
+from condiff.fields import checked
 from condiff.process.algebra import holds
 
 
@@ -34,6 +36,10 @@ def as_time(t: float | Tensor, where: str = "t") -> Tensor:
 
 class Schedule(ABC):
     """Base: four curves and the inverse of the log-SNR."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:

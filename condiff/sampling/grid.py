@@ -9,16 +9,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from condiff.errors import BadValue
+from condiff.fields import checked
 from condiff.process.gaussian import Process
 
 
 class Grid(ABC):
     """Base: ``times(process, steps)`` gives ``steps + 1`` times."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     @abstractmethod
     def times(self, process: Process, steps: int) -> Tensor:

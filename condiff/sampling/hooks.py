@@ -25,8 +25,8 @@ from condiff.sampling.loop import Hook, Run, Step
 class ClipX0(Hook):
     """x0 clipped to ``[low, high]``; the noise follows from x_t and the clipped x0."""
 
-    low: float = -1.0
-    high: float = 1.0
+    low: float = field(default=-1.0, metadata={"infinite": True})
+    high: float = field(default=1.0, metadata={"infinite": True})
 
     def __post_init__(self) -> None:
         if not self.low < self.high:

@@ -16,6 +16,7 @@ from torch import Tensor
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadType, BadValue
+from condiff.fields import checked
 from condiff.process.algebra import Weight
 from condiff.process.joint import Joint, JointPrior
 from condiff.process.prediction import Prediction
@@ -34,6 +35,10 @@ Times = Grid | Sequence[float] | Tensor | Mapping[str, Any] | None
 
 class Hook:
     """Things to do inside a step; override what is needed. Each returns what it was given, or a replacement."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     def before(self, x: Tensor, run: Run) -> Tensor:
         """The state at the start of a step (at ``run.t``): displace it, replace its known part."""

@@ -114,6 +114,11 @@ class BetaSigmas(Sigmas):
     alpha: float = 0.6
     beta: float = 0.6
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.alpha > 0.0 and self.beta > 0.0):
+            raise BadValue(f"BetaSigmas needs alpha > 0 and beta > 0, got {self.alpha} and {self.beta}")
+
     def points(self, low: float, high: float, u: Tensor) -> Tensor:
         stats = require_extra("scipy.stats", "metrics")
         quantiles = torch.as_tensor(stats.beta.ppf(1.0 - u.numpy(), self.alpha, self.beta), dtype=torch.float64)

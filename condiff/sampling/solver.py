@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from condiff.fields import checked
 from condiff.process.algebra import Weight, combine, match, readable
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
@@ -87,6 +88,10 @@ def velocity(prediction: Prediction, step: Weight) -> Tensor:
 
 class Solver(ABC):
     """Base of the update rules. Subclasses are frozen dataclasses without weights."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked(cls)
 
     @property
     def stochastic(self) -> bool:

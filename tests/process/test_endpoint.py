@@ -298,7 +298,7 @@ def test_configuration_round_trip(process):
     ("make", "match"),
     [
         (lambda: Bridge(variance=0.0), "variance > 0"),
-        (lambda: Bridge(variance=math.nan), "variance > 0"),
+        (lambda: Bridge(variance=math.nan), "must be finite, got nan"),
         (lambda: Interpolant("liner"), "linear"),
         (lambda: Interpolant("linear", "brownain"), "brownian"),
         (lambda: Interpolant("linear", "brownian", 0.0), "scale > 0"),

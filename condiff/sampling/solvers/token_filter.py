@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadValue
+from condiff.fields import checked
 from condiff.process.token_prediction import TokenPrediction
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class TokenFilter:
     """``prediction -> prediction`` with sharper or truncated laws, renormalised; in this order:
 
