@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -82,6 +83,12 @@ class Stream(Source):
         return _from_generator(self.generator, kind, shape, dtype, device, param)
 
 
+def _whole(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise BadType(f"a seed is an integer, got {seed!r}")
+    return int(seed)
+
+
 class PerSample(Source):
     """Row i from a CPU generator seeded with ``seeds[i]``.
 
@@ -90,7 +97,7 @@ class PerSample(Source):
     """
 
     def __init__(self, seeds: Iterable[int]) -> None:
-        self.seeds = [int(s) for s in seeds]
+        self.seeds = [_whole(s) for s in seeds]
         self.generators = [torch.Generator().manual_seed(s) for s in self.seeds]
 
     def rows(self, index: Sequence[int]) -> PerSample:

@@ -11,20 +11,26 @@ from torch import Tensor
 
 from condiff.conditions import Conditions
 from condiff.denoiser import check_times
-from condiff.errors import BadType, BadValue, Degenerate
+from condiff.errors import BadType, BadValue, Degenerate, Incompatible
+from condiff.process.categorical import TokenProcess
 from condiff.process.gaussian import Process
 from condiff.sampling.solver import Solver
 
 
-def check_solver(solver: Any) -> None:
+def check_solver(solver: Any, process: Any) -> None:
     """
     Raises:
         BadType: the class of a solver, a name, anything else.
+        Incompatible: a solver of continuous states for tokens.
     """
     if isinstance(solver, type) and issubclass(solver, Solver):
         raise BadType(f"solver= takes an instance: {solver.__name__}()")
     if not isinstance(solver, Solver):
         raise BadType(f"solver= takes a solver such as DDIM(), got {solver!r}")
+    if isinstance(process, TokenProcess) and not solver.tokens:
+        raise Incompatible(
+            f"{solver} is for continuous states, {process} needs one of tokens, such as TokenAncestral()"
+        )
 
 
 def check_state(process: Any, x: Tensor, levels: Sequence[Any], source: Tensor | None) -> None:

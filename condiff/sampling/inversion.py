@@ -16,6 +16,7 @@ from torch import Tensor
 from condiff.conditions import Conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible
+from condiff.process.algebra import scale
 from condiff.process.gaussian import Process
 from condiff.process.level import Level, Time
 from condiff.process.prediction import Prediction
@@ -45,7 +46,10 @@ class Inversion:
 
 
 class AtData:
-    """A denoiser that isn't asked at a noise-free level, where x_t is the data: x0 = x_t, E[noise | x_t] = 0."""
+    """A denoiser that isn't asked at a noise-free level, where x_t is the data: x0 = x_t, E[noise | x_t] = 0.
+
+    Of rows or frames with times of their own, what is clean is overruled.
+    """
 
     def __init__(self, denoiser: Denoises) -> None:
         self.denoiser, self.process, self.shape = denoiser, denoiser.process, denoiser.shape
@@ -59,17 +63,25 @@ class AtData:
 
     def __call__(self, x_t: Tensor, t: Time, cond: Conditions | None = None) -> Prediction:
         level = self.process.at(t)
-        if not _clean(level):
+        clean = _clean(level)
+        if clean is False:
             return self.denoiser(x_t, level, cond)
-        self.spared += 1
-        source = cond.source if cond is not None else None
-        return Prediction(x_t, level, {"x0": x_t, "noise": torch.zeros_like(x_t)}, source)
+        if clean is True:
+            self.spared += 1
+            source = cond.source if cond is not None else None
+            return Prediction(x_t, level, {"x0": x_t, "noise": torch.zeros_like(x_t)}, source)
+        said = self.denoiser(x_t, level, cond)
+        noisy = torch.where(clean, 0.0, 1.0).double()
+        x0 = said.linear(x0=noisy) + scale(1.0 - noisy, x_t)
+        return Prediction(x_t, level, {"x0": x0, "noise": said.linear(noise=noisy)}, said.source, said.aux)
 
 
-def _clean(level: Level) -> bool:
-    if isinstance(level.noise, Tensor):
-        return bool(((level.noise == 0.0) & (level.data == 1.0)).all())
-    return bool(level.noise == 0.0 and level.data == 1.0)
+def _clean(level: Level) -> bool | Tensor:
+    """Whether the level is that of clean data: for all, for none, or a mask of the entries where it is."""
+    if not isinstance(level.noise, Tensor):
+        return bool(level.noise == 0.0 and level.data == 1.0)
+    clean = (level.noise == 0.0) & (level.data == 1.0)
+    return bool(clean.all()) if bool(clean.all()) or not bool(clean.any()) else clean
 
 
 def invert(

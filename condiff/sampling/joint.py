@@ -19,6 +19,7 @@ from torch import Tensor
 from condiff.conditions import Conditions
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.process.joint import Joint
+from condiff.sampling.checks import check_solver
 from condiff.sampling.solver import Solver, State
 from condiff.sampling.solvers.renoise import directed
 
@@ -63,6 +64,8 @@ class JointSolver(Solver):
     def directed(self, levels: Sequence[dict[str, Any]], up: str | None) -> JointSolver:
         """With each variable's rule for steps to more noise, where its own grid has some."""
         solvers = self.named(list(levels[0]))
+        for name, solver in solvers.items():
+            check_solver(solver, levels[0][name].process)
         return JointSolver({n: directed(s, [level[n] for level in levels], up) for n, s in solvers.items()})
 
     def plan(self, levels: Sequence[Any]) -> list[dict[str, Any]]:

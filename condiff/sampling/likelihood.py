@@ -17,7 +17,8 @@ from torch import Tensor
 
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
-from condiff.errors import BadValue, unknown
+from condiff.errors import BadType, BadValue, Incompatible, unknown
+from condiff.process.gaussian import Process
 from condiff.process.level import Level
 from condiff.process.prior import Moments, Prior
 from condiff.random import Source, as_source
@@ -94,10 +95,16 @@ def log_likelihood(
 
     Raises:
         BadValue: an unknown method, probes of another shape, a grid that doesn't decrease, a missing endpoint.
-        Incompatible: a prior without density.
+        Incompatible: a prior without density, a joint state, tokens.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
+    if not isinstance(denoiser.process, Process):
+        raise Incompatible(f"a likelihood along the ODE is of one continuous state, not of {denoiser.process}")
+    if prior is None and not denoiser.process.noise_law.gaussian:
+        raise Incompatible(f"the noise of {denoiser.process} isn't Gaussian: give prior=, with a density")
+    if not x.dtype.is_floating_point:
+        raise BadType(f"x must be a floating point tensor, got {x.dtype}")
     times = as_grid([1.0, 0.0] if solver and grid is None else grid, _steps(steps, grid, solver), denoiser.process)
     times = times.flip(0)
     if times.ndim != 1 or not bool((times[1:] > times[:-1]).all()):

@@ -176,8 +176,8 @@ def trajectory(
 
     Gradients flow when they are enabled: the caller decides.
     """
-    check_solver(solver)
     process = denoiser.process
+    check_solver(solver, process)
     levels = process.levels(as_grid(grid, steps, process))
     cond = matched(as_conditions(cond, getattr(denoiser, "kinds", None), _device_of(x)), x)
     _check(denoiser, x, levels, cond, held, hooks)
@@ -239,6 +239,10 @@ def sample(
     Returns:
         (num, *shape), or a dictionary of such.
     """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise BadType(f"seed= is one integer for the batch, got {seed!r}; one per sample are seeds=")
+    if seeds is not None and not hasattr(seeds, "__len__"):
+        raise BadType(f"seeds= is one integer per sample, got {seeds!r}; one for the batch is seed=")
     given = [r for r in (seed, seeds, rng) if r is not None]
     if len(given) > 1:
         raise BadValue("give one of seed=, seeds=, rng=")
@@ -274,6 +278,7 @@ def _start(prior: Any, process: Any, times: Any, num: int, shape: Any, rng: Sour
     """The state at the first time, drawn from the prior."""
     level: Any
     source: Any
+    _check_prior(prior)
     if isinstance(process, Joint):
         level = process.levels({name: grid[:1] for name, grid in times.items()})[0]
         prior = JointPrior(prior) if isinstance(prior, Mapping) else prior
@@ -303,6 +308,12 @@ def _check(denoiser: Any, x: Any, levels: list[Any], cond: Conditions, held: Any
             check_held(masks[name], part)
 
 
+def _check_prior(prior: Any) -> None:
+    for one in prior.values() if isinstance(prior, Mapping) else [prior] if prior is not None else []:
+        if not isinstance(one, Prior):
+            raise BadType(f"prior= takes a Prior such as Moments(), or a dictionary of them, got {one!r}")
+
+
 def _device_of(x: Any) -> torch.device:
     return next(iter(x.values())).device if isinstance(x, dict) else x.device
 
@@ -325,4 +336,6 @@ def _count(num: int | None, cond: Conditions, seeds: Sequence[int] | None, initi
         raise BadValue("say how many samples: num=, seeds= or conditions")
     if len(set(known.values())) > 1:
         raise BadValue(f"the number of samples must agree, got {known}")
+    if 0 in known.values():
+        raise BadValue(f"nothing to sample, got {known}")
     return next(iter(known.values()))

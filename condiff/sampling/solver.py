@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,7 +87,13 @@ def velocity(prediction: Prediction, step: Weight) -> Tensor:
 
 
 class Solver(ABC):
-    """Base of the update rules. Subclasses are frozen dataclasses without weights."""
+    """Base of the update rules. Subclasses are frozen dataclasses without weights.
+
+    Attributes:
+        tokens: whether the rule is for categorical processes.
+    """
+
+    tokens: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -8,7 +8,7 @@ from condiff.conditions import Condition, Conditions
 from condiff.denoiser import Denoiser
 from condiff.errors import BadType, BadValue, Degenerate, Incompatible
 from condiff.guidance import Free
-from condiff.process import Bridge, Gaussian, Joint, Prediction, Rectified, StudentT
+from condiff.process import Absorbing, Bridge, Gaussian, Joint, Prediction, Rectified, StudentT
 from condiff.process.oracles import gaussian
 from condiff.sampling import (
     DDIM,
@@ -18,9 +18,11 @@ from condiff.sampling import (
     PredictorCorrector,
     Uniform,
     invert,
+    log_likelihood,
     sample,
     trajectory,
 )
+from condiff.token_denoiser import TokenDenoiser
 
 
 class Net(torch.nn.Module):
@@ -88,6 +90,12 @@ def test_rows_may_wait_at_pure_noise_and_a_hook_may_know_x0():
         ({"initial": None, "num": 2.0}, BadType, "integer, got 2.0"),
         ({"initial": None, "num": True}, BadType, "integer, got True"),
         ({"initial": torch.zeros(2, 3, dtype=torch.long)}, BadType, "floating point"),
+        ({"initial": None, "seeds": []}, BadValue, "nothing to sample"),
+        ({"initial": None, "seeds": [1.5, 2]}, BadType, "a seed is an integer, got 1.5"),
+        ({"seeds": 5}, BadType, "seed="),
+        ({"seed": [1, 2]}, BadType, "seeds="),
+        ({"seed": True}, BadType, "one integer"),
+        ({"initial": None, "num": 2, "prior": 3}, BadType, "takes a Prior"),
         ({"shape": (3,)}, BadValue, "or prior= and shape="),
         ({"held": torch.ones(3)}, BadType, "booleans"),
         ({"held": torch.ones(5, 3, dtype=torch.bool)}, BadValue, r"held of shape \(5, 3\)"),
@@ -146,3 +154,12 @@ def test_langevin_steps_and_inversion_say_what_they_need():
 
     with pytest.raises(Incompatible, match="one variable"):
         invert(Two(), {"a": state(), "b": state()}, solver=DDIM(), grid=Uniform(), steps=3)
+    with pytest.raises(Incompatible, match="one continuous state"):
+        log_likelihood(Two(), state())
+    with pytest.raises(Incompatible, match="give prior="):
+        log_likelihood(Denoiser(net, heavy, "x0", shape=(3,)), state())
+    tokens = TokenDenoiser(net, Absorbing(vocab=4), shape=(3,))
+    for solver in ALL:
+        with pytest.raises(Incompatible, match="TokenAncestral"):
+            sample(tokens, solver=solver, steps=3, num=2, seed=0)
+    assert net.calls == 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -122,6 +122,8 @@ class TokenAncestral(Solver):
         reuse: whether unchanged sequences keep their evaluation, see :func:`evaluate`.
     """
 
+    tokens: ClassVar[bool] = True
+
     filter: TokenFilter = field(default_factory=TokenFilter)
     reuse: bool | None = None
 
@@ -158,6 +160,8 @@ class TauLeaping(Solver):
     The Euler step of the reverse chain, first order; the same as :class:`TokenAncestral` where MASK is lost linearly
     in t. A last step to s = 0 reveals every MASK.
     """
+
+    tokens: ClassVar[bool] = True
 
     filter: TokenFilter = field(default_factory=TokenFilter)
     reuse: bool | None = None
@@ -205,6 +209,8 @@ class Unmask(Solver):
     Raises:
         BadValue: an unknown order; fewer steps than it takes.
     """
+
+    tokens: ClassVar[bool] = True
 
     per_step: int | None = None
     order: str | tuple[int, ...] = "random"
@@ -273,6 +279,8 @@ class RelaxedAncestral(Solver):
     Args:
         tau: temperature of the relaxation; towards 0 the step becomes hard.
     """
+
+    tokens: ClassVar[bool] = True
 
     tau: float = 1.0
     straight_through: bool = True
