@@ -102,7 +102,7 @@ def read_json(path: Any) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BadFile(f"no such file: {path}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadFile(f"{path} is not valid JSON: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from condiff.cli.options import Flag, OptionalInt, OptionalPath, RunFolder
+from condiff.cli.options import Flag, OptionalInt, RunFolder, Several
 from condiff.cli.output import note, show_json
 
 
@@ -20,8 +20,8 @@ class Evaluate:
     folder: RunFolder
     """The run folder."""
 
-    against: OptionalPath = None
-    """Held-out data of the same kind; the run's own held-out part by default."""
+    against: Several = ()
+    """Held-out data of the same kind, twice for pairs; the run's own held-out part by default."""
 
     num: OptionalInt = None
     """How many samples to draw; as many as there are held-out ones by default."""

@@ -32,7 +32,7 @@ class Train:
     """Resize and crop images to SIZE x SIZE."""
 
     labels: OptionalText = None
-    """Where labels come from: "folders", a CSV of file,label, or a column or key."""
+    """Where labels come from: "folders", a CSV of file,label, a column or key, or "none"."""
 
     option: Several = ()
     """KEY=VALUE for any option of the data, such as flip=true, range=[0,1] or cond=["age"]."""
@@ -123,7 +123,9 @@ class Train:
 
         if self.source is None:
             raise BadValue("say what to train on: condiff train digits, condiff train images --data FOLDER, ...")
-        options = {"size": self.size, "skip_bad": self.skip_bad or None, **parse(self.option)}
+        options = {"size": self.size} if self.size is not None else {}
+        options |= {"skip_bad": True} if self.skip_bad else {}
+        options |= parse(self.option)
         if self.labels is not None:
             options |= self._label_option(options.get("cond", ()))
         flags = {
@@ -134,9 +136,7 @@ class Train:
             "sampler.guidance": self.guidance,
         }
         return Request(
-            data=DataRequest(
-                source=self.source, paths=self.data, options={k: v for k, v in options.items() if v is not None}
-            ),
+            data=DataRequest(source=self.source, paths=self.data, options=options),
             method=self.method,
             file=self.config,
             overrides={k: v for k, v in flags.items() if v is not None},
@@ -154,7 +154,8 @@ class Train:
         if self.source == "arrays":
             keys = [cond] if isinstance(cond, str) else cond
             return {"cond": {**(keys if isinstance(keys, dict) else {k: k for k in keys}), "label": self.labels}}
-        return {"labels" if self.source == "images" else "label": self.labels}
+        labels = None if str(self.labels).lower() == "none" else self.labels
+        return {"labels" if self.source == "images" else "label": labels}
 
 
 def _summary(metrics: dict[str, Any], folder: Path) -> str:

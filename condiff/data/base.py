@@ -164,6 +164,18 @@ def _lines(info: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def renumbered(labels: Tensor, old: Sequence[str], new: Sequence[str]) -> Tensor:
+    """The labels (N,) of classes named ``old``, as places in ``new``.
+
+    Raises:
+        BadValue: a class that ``new`` doesn't have.
+    """
+    extra = [name for name in old if name not in new]
+    if extra:
+        raise BadValue(f"classes {extra} are none of the known ones, {list(new)}")
+    return torch.tensor([list(new).index(name) for name in old])[labels]
+
+
 def check_labels(labels: Tensor, classes: Sequence[str]) -> None:
     """Labels are integers in [0, number of classes).
 
@@ -234,6 +246,12 @@ class TensorData(Data):
     @property
     def labels(self) -> Tensor | None:
         return self.cond["label"] if self.kinds.get("label") == "label" else None
+
+    def renumber(self, classes: Sequence[str]) -> None:
+        """Take the classes of other data, which have to hold all of one's own; labels are renumbered to them."""
+        if self.labels is not None:
+            self.cond["label"] = renumbered(self.labels, self.classes, classes)
+            self.classes, self._fingerprint = tuple(classes), None
 
     def restore(self, x: Tensor) -> Tensor:
         return self.affine.inverse(x)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condiff.data.base import Data, Refused, check_labels, flip_rows, hash_tensor
+from condiff.data.base import Data, Refused, check_labels, flip_rows, hash_tensor, renumbered
 from condiff.data.picture import Framing, cut, decode, hw, is_grey, resize, to_array, to_mode
 from condiff.data.seeded import uniform
 from condiff.errors import BadFile, BadValue
@@ -189,6 +189,12 @@ class Pictures(Data):
     @property
     def labels(self) -> Tensor | None:
         return self.cond.get("label")
+
+    def renumber(self, classes: Sequence[str]) -> None:
+        """Take the classes of other data, which have to hold all of one's own; labels are renumbered to them."""
+        if self.labels is not None:
+            self.cond["label"] = renumbered(self.labels, self.classes, classes)
+            self.classes, self._fingerprint = tuple(classes), None
 
     @property
     def value_range(self) -> tuple[float, float]:

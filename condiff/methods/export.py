@@ -97,7 +97,8 @@ def _write(made: Drawing, out: Path, run: RunFolder, names: Sequence[str]) -> No
             if ending == ".npy":
                 np.save(file, x)
             else:
-                np.savez(file, x=x, **{name: value.numpy() for name, value in made.cond.items()})
+                arrays: dict[str, Any] = {"x": x} | {name: value.numpy() for name, value in made.cond.items()}
+                np.savez(file, **arrays)
 
 
 def _write_pictures(made: Drawing, out: Path, names: Sequence[str]) -> None:

@@ -111,7 +111,7 @@ def _value(text: str, data: Data, options: Mapping[str, Any]) -> tuple[Tensor, t
         crop = options.get("crop", "center")
         pictures = images(
             path,
-            tuple(data.shape[1:]),
+            (data.shape[1], data.shape[2]),
             labels=None,
             channels=data.shape[0],
             crop="center" if crop == "random" else crop,

@@ -40,6 +40,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise BadValue(f"sampling steps must be at least 1, got {self.steps}")
+        if not math.isfinite(self.guidance):
+            raise BadValue(f"guidance must be finite, got {self.guidance}")
 
 
 @dataclass(frozen=True, kw_only=True)

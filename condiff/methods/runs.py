@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
-from condiff.data import Data, digits, open_data, split
+from condiff.data import Data, Pictures, Subset, TensorData, digits, open_data, split
 from condiff.data.open import options as source_options
 from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadValue
@@ -36,6 +36,7 @@ from condiff.model_files import load_model
 from condiff.training import Status, Trainer
 
 FEWEST = 6  # rows that distances between distributions need
+SSIM_WINDOW = 11  # pixels that structural similarity looks at together
 HELD_OUT = 0.1  # share of a user's data that is kept for evaluation
 
 
@@ -127,14 +128,16 @@ class RunFolder:
         """The trained model."""
         return load_model(self.weights, weights, device=check_device(device or default_device()))
 
-    def finish(self, against: Path | None = None, num: int | None = None, seed: int = 0) -> dict[str, Any]:
+    def finish(self, against: Sequence[str | Path] = (), num: int | None = None, seed: int = 0) -> dict[str, Any]:
         """Sample, evaluate, and write metrics.json, the pictures and the report page; returns the metrics."""
-        heldout = self.heldout if against is None else self._other(against)
+        heldout = self._other(against) if against else self.heldout
         real = heldout.batch(range(len(heldout)))["x"]
         made = draw_samples(self.model(), self.recipe, heldout, num=len(real) if num is None else num, seed=seed)
         scores = self._scores(made, real)
         if made.truth is not None and len(self.data.shape) == 3:
-            scores |= {"psnr": float(psnr(made.x, made.truth).mean()), "ssim": float(ssim(made.x, made.truth).mean())}
+            scores["psnr"] = float(psnr(made.x, made.truth).mean())
+            if min(self.data.shape[1:]) >= SSIM_WINDOW:
+                scores["ssim"] = float(ssim(made.x, made.truth).mean())
         metrics = {
             **scores,
             "nfe": made.nfe,
@@ -154,13 +157,19 @@ class RunFolder:
         judge = judge_of(self.request.source, self.data)
         return evaluate(made.x, train, real, labels=made.labels if judge else None, classifier=judge)
 
-    def _other(self, path: Path) -> Data:
+    def _other(self, paths: Sequence[str | Path]) -> Data:
+        """Other data of the same kind, scaled and with classes numbered as those of the run."""
         if self.request.source == "digits":
             raise BadValue("a run on the bundled digits is evaluated on their held-out part: leave --against out")
-        request = DataRequest(source=self.request.source, paths=(str(path),), options=self.request.options)
-        data = open_data(request.source, **request._arguments())
-        if data.shape != self.data.shape:
-            raise BadValue(f"{path} holds samples of shape {data.shape}, the run was trained on {self.data.shape}")
+        request = replace(self.request, paths=tuple(str(p) for p in paths))
+        data, mine = open_data(request.source, **request._arguments()), self.data
+        mine = mine.data if isinstance(mine, Subset) else mine
+        if data.shape != mine.shape:
+            raise BadValue(f"{data.name} holds samples of shape {data.shape}, the run was trained on {mine.shape}")
+        if isinstance(data, TensorData) and isinstance(mine, TensorData):
+            data.affine = mine.affine
+        if isinstance(data, TensorData | Pictures) and data.labels is not None:
+            data.renumber(mine.classes)
         return data
 
     def _log(self) -> list[dict[str, Any]]:
@@ -213,7 +222,8 @@ def prepare(request: Request, dry: bool = False) -> RunFolder:
     Raises:
         BadFile: the folder exists: nothing is ever overwritten.
     """
-    if not dry and is_first() and request.folder.exists() and any(request.folder.iterdir()):
+    folder = request.folder
+    if not dry and is_first() and (folder.is_file() or (folder.exists() and any(folder.iterdir()))):
         raise BadFile(f"{request.folder} exists already: choose another --out, or continue it with --resume")
     data = request.data.open()
     return RunFolder(request.folder, request.recipe(data[0]), request.data.absolute(), data)

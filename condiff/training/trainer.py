@@ -100,6 +100,10 @@ class Trainer:
         if config is not None and config.wandb:
             wandb_module()  # absent: said now, not after the folder is claimed
         self.objective = Denoising() if objective is None else objective
+        if isinstance(self.objective, Denoising) and not hasattr(denoiser, "process"):
+            raise BadType(
+                f"a {type(denoiser).__name__} says nothing of a process: wrap it, Denoiser(network, process, target)"
+            )
         self.config = config = TrainConfig() if config is None else config
         self.denoiser, self.data, self.validation, self.sample = denoiser, data, validation, sample
         self.folder, self.quiet = None if run_dir is None else Path(run_dir), quiet
@@ -121,6 +125,10 @@ class Trainer:
         elif resume:
             raise BadValue("resume=True needs run_dir=, the run to continue")
         self.history: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        loss = f", loss {self.history[-1]['loss']:.4g}" if self.history else ""
+        return f"{type(self).__name__}(step {self.step} of {self.config.steps}{loss}, folder {self.folder})"
 
     def _check_rows(self, data: Any) -> None:
         """Data that doesn't fit is refused before anything is written."""

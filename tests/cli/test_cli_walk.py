@@ -154,3 +154,57 @@ def test_a_run_is_called_after_its_data(capsys, waves, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(capsys, "train", "arrays", "--data", waves / "waves.npz", "--option", "range=[100,300]", *TINY)
     assert (tmp_path / "runs" / "waves" / "report.html").is_file()
+
+
+def test_other_held_out_data_is_read_as_the_run_was(capsys, tmp_path):
+    """Scaled by the run's mean and deviation, and with its classes' numbers, whichever of them are there."""
+    from condiff.methods.runs import open_run
+
+    rng = np.random.default_rng(0)
+    names = np.array(["ant", "bee", "cow"])
+    x = rng.normal(5.0, 2.0, (60, 4)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=x, label=names[np.arange(60) % 3])
+    np.savez(tmp_path / "b.npz", x=x[:20] + 3, label=names[1 + np.arange(20) % 2])
+    np.savez(tmp_path / "c.npz", x=x[:20] + 3, label=np.array(["dog"] * 20))
+    argv = ["train", "arrays", "--data", tmp_path / "a.npz", "--labels", "label", "--option", "range=standardise"]
+    run(capsys, *argv, "--out", tmp_path / "run", *TINY)
+    other = open_run(tmp_path / "run")._other([tmp_path / "b.npz"])
+    assert other.classes == ("ant", "bee", "cow") and other.labels.unique().tolist() == [1, 2]
+    scaled = (x[:20] + 3 - x.mean()) / x.std()
+    np.testing.assert_allclose(other.batch(range(20))["x"], scaled, rtol=1e-4, atol=1e-5)
+    run(capsys, "evaluate", tmp_path / "run", "--against", tmp_path / "b.npz")
+    said = run(capsys, "evaluate", tmp_path / "run", "--against", tmp_path / "c.npz", code=2)
+    assert "classes ['dog'] are none of the known ones" in said.err
+
+
+def test_pairs_are_evaluated_against_other_pairs(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    for folder, count in (("foggy", 12), ("clear", 12), ("foggy2", 3), ("clear2", 3)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / folder / f"{i}.png")
+    two = ["--data", tmp_path / "foggy", "--data", tmp_path / "clear"]
+    run(capsys, "train", "pairs", *two, "--out", tmp_path / "run", *TINY, "--set", "sampler.steps=2")
+    other = ["--against", tmp_path / "foggy2", "--against", tmp_path / "clear2"]
+    metrics = json.loads(run(capsys, "evaluate", tmp_path / "run", *other, "--json").out)
+    assert metrics["samples"] == 3 and "psnr" in metrics
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--option", "flip=maybe"], "true or false"),
+        (["--guidance", "inf"], "must be finite"),
+        (["--out", "pictures/a/0.png"], "exists already"),
+    ],
+)
+def test_more_bad_input(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (8, 8), i).save(tmp_path / "pictures" / name / f"{i}.png")
+    assert message in run(capsys, "train", "images", "--data", "pictures", *words, *TINY, code=2).err
+    said = run(capsys, "train", "images", "--data", "pictures", "--labels", "none", "--dry-run").out
+    assert "no conditions" in said
+    assert "no such file" in run(capsys, "sample", "pictures/a/0.png", code=2).err
