@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadValue, Incompatible
+from condiff.process.algebra import match, readable
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
 from condiff.sampling.loop import Run
@@ -23,7 +24,8 @@ class PredictorCorrector(Solver):
         x <- x + e score(x) + sqrt(2 e) z,    e = 2 (snr |z| / |score|)^2
 
     with both norms per sample: a sample doesn't depend on its neighbours (the released code averages over the batch,
-    and multiplies e by ``1 - beta`` on variance-preserving paths). A noise-free level isn't corrected.
+    and multiplies e by ``1 - beta`` on variance-preserving paths). A noise-free level isn't corrected, nor are rows or
+    frames whose time repeats.
 
     At one level the iteration settles on the law ``p_t``, with a variance that is too large by ``1 / (1 - snr^2)`` for
     normal data. Costs ``steps`` more evaluations per step.
@@ -53,33 +55,47 @@ class PredictorCorrector(Solver):
         return self.predictor.start()
 
     def plan(self, levels: Sequence[Level]) -> list[Any]:
-        for process in {level.process for level in levels}:
-            if not process.noise_law.gaussian:
-                raise Incompatible(f"Langevin steps follow a score, which {process} hasn't: use the predictor alone")
+        process = levels[0].process
+        if not process.noise_law.gaussian:
+            raise Incompatible(f"Langevin steps follow a score, which {process} hasn't: use the predictor alone")
         return self.predictor.plan(levels)
 
     def step(self, x: Tensor, c: Any, state: State, run: Run) -> tuple[Tensor, Prediction | None, Tensor | None]:
         x, prediction, noise = self.predictor.step(x, c, state, run)
-        if not _noise_free(run.s):
+        moving = _noisy(run.t, run.s)
+        # With a time per row a step draws whether or not some row moves: a row's noise doesn't depend on the others.
+        if moving is not False or isinstance(run.s.t, Tensor):
             for _ in range(self.steps):
-                x = langevin(x, run.denoise(x, run.s).score, run.draw(x), self.snr)
+                z = run.draw(x)
+                x = x if moving is False else self._correct(x, z, moving, run)
         return x, prediction, noise
+
+    def _correct(self, x: Tensor, z: Tensor, moving: bool | Tensor, run: Run) -> Tensor:
+        said = run.denoise(x, run.s)
+        if moving is True:
+            return langevin(x, said.score, z, self.snr)
+        assert isinstance(moving, Tensor)
+        weight = torch.where(moving, -1.0 / torch.where(moving, run.s.noise, 1.0), 0.0)
+        still = ~match(moving, x).bool()
+        return torch.where(still, x, langevin(x, said.linear(noise=weight), z.masked_fill(still, 0.0), self.snr))
 
 
 def langevin(x: Tensor, score: Tensor, z: Tensor, snr: float) -> Tensor:
-    """One step of Langevin's equation, its size from the norms of each sample."""
-    e = 2.0 * (snr * _norm(z) / _norm(score)) ** 2
-    return x + e * score + torch.sqrt(2.0 * e) * z
+    """One step of Langevin's equation, its size from the norms of each sample; none where the score vanishes."""
+    length = _norm(score)
+    step = snr * _norm(z) * torch.where(length > 0.0, 1.0 / torch.where(length > 0.0, length, 1.0), 0.0)
+    return x + 2.0 * step**2 * score + 2.0 * step * z
 
 
 def _norm(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1).reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def _noise_free(level: Level) -> bool:
-    if not isinstance(level.noise, Tensor):
-        return level.noise == 0.0
-    free = level.noise == 0.0
-    if bool(free.any()) and not bool(free.all()):
-        raise BadValue("PredictorCorrector needs all rows at a noisy level, or all at a noise-free one")
-    return bool(free.all())
+def _noisy(t: Level, s: Level) -> bool | Tensor:
+    """Where a step led to a level with noise: for all, for none, or a mask over the leading dimensions."""
+    if not isinstance(s.t, Tensor):
+        return bool(s.t != t.t and s.noise != 0.0)
+    moving = (s.t != t.t) & (s.noise != 0.0)
+    if not readable(moving) or (bool(moving.any()) and not bool(moving.all())):
+        return moving
+    return bool(moving.all())

@@ -6,6 +6,7 @@ import torch
 from condiff.errors import BadValue
 from condiff.process import Cosine, Gaussian
 from condiff.process.oracles import gaussian
+from condiff.random import Tape
 from condiff.sampling import DDIM, PredictorCorrector, sample, trajectory
 from condiff.sampling.corrector import langevin
 
@@ -55,3 +56,29 @@ def test_norms_are_per_sample_and_evaluations_are_counted():
 def test_bad_options(bad):
     with pytest.raises(BadValue, match="steps >= 1 and 0 < snr < 1"):
         PredictorCorrector(DDIM(), **bad)
+
+
+def test_rows_and_frames_with_their_own_times():
+    """What waits and what is clean comes back bit for bit, and disturbs nothing else."""
+    one, both = gaussian(PROCESS, torch.zeros(3), std=0.5), gaussian(PROCESS, torch.zeros(2, 3), std=0.5)
+    solver = PredictorCorrector(DDIM(), steps=2)
+    g = torch.Generator().manual_seed(0)
+    x, *draws = (torch.randn(2, 2, 3, generator=g, dtype=torch.float64) for _ in range(12))
+    column, late = torch.tensor([1.0, 0.7, 0.4, 0.0]), torch.tensor([1.0, 1.0, 0.6, 0.6])
+    rows = torch.stack([column, late], 1).double()
+    out = sample(one, solver=solver, grid=rows, initial=x[:, 0], rng=Tape([z[:, 0] for z in draws]))
+    for i in range(2):
+        grid = rows[:, i : i + 1].contiguous()
+        alone = sample(
+            one, solver=solver, grid=grid, initial=x[i : i + 1, 0], rng=Tape([z[i : i + 1, 0] for z in draws])
+        )
+        torch.testing.assert_close(out[i : i + 1], alone, rtol=1e-12, atol=1e-12)
+    frames = rows[:, None].expand(-1, 2, -1).contiguous()
+    steps = list(trajectory(both, x, solver=solver, grid=frames, rng=Tape(draws)))
+    assert torch.equal(steps[0].x_s[:, 1], x[:, 1]) and torch.equal(steps[2].x_s[:, 1], steps[2].x_t[:, 1])
+    assert all(step.x_s.isfinite().all() for step in steps)
+    start = x.clone().requires_grad_()
+    sample(both, solver=solver, grid=frames[:2], initial=start, rng=0, grad=True).sum().backward()
+    assert start.grad.isfinite().all()
+    paused = sample(one, solver=solver, grid=[0.5, 0.5], initial=x[:, 0], rng=0)
+    assert torch.equal(paused, x[:, 0])
