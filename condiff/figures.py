@@ -96,6 +96,44 @@ def curves(series: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path
     return path
 
 
+def series(
+    x: Float[Tensor, "batch length channels"],
+    path: str | Path,
+    *,
+    labels: Sequence[Any] | None = None,
+    real: Float[Tensor, "rows length channels"] | None = None,
+    columns: int = 5,
+) -> Path:
+    """A grid of small panels, a line a channel; ``real`` series have the last row of panels, in grey.
+
+    Raises:
+        BadValue: no series, or as many labels as series isn't so.
+    """
+    if len(x) == 0 or (labels is not None and len(labels) != len(x)):
+        raise BadValue(f"{len(x)} series and {len(labels or ())} labels: nothing to draw, or not a label each")
+    plt, columns = _pyplot(), min(columns, len(x))
+    rows = -(-len(x) // columns)
+    shown = [(values, None if labels is None else str(labels[i]), None) for i, values in enumerate(x)]
+    shown += [(None, None, None)] * (rows * columns - len(x))
+    shown += [(values, "real", "#7a8794") for values in (real[:columns] if real is not None else ())]
+    rows = -(-len(shown) // columns)
+    size = (2.4 * columns, 1.5 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_axis_off()
+    for axis, (values, title, colour) in zip(axes.flat, shown, strict=False):
+        if values is None:
+            axis.set_axis_off()
+            continue
+        axis.plot(values.detach().cpu().float().numpy(), linewidth=1.0, color=colour)
+        axis.set_title(title or "", fontsize=8)
+        axis.tick_params(labelsize=6)
+    figure.tight_layout()
+    figure.savefig(Path(path), dpi=110)
+    plt.close(figure)
+    return Path(path)
+
+
 def bars(
     rows: Sequence[tuple[str, str, Sequence[float], str, Sequence[float]]], path: str | Path, *, title: str
 ) -> Path:

@@ -90,6 +90,8 @@ def _load(path: Path, x: str) -> dict[str, np.ndarray]:
             loaded = np.load(file, allow_pickle=False)
             return {x: loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except Exception as error:  # zipfile, zlib, EOF and ValueError, depending on where the damage is
+        if "pickle" in str(error):  # numpy says so of whatever it doesn't know
+            raise BadFile(f"{path} is no .npy or .npz file, or holds pickled objects, which are refused") from error
         raise BadFile(f"{path} can't be read as a NumPy file without pickle: {error}") from error
 
 

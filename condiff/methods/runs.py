@@ -23,7 +23,7 @@ from condiff.config import from_config, read_json, to_config, tree
 from condiff.data import Data, Pictures, Subset, TensorData, digits, open_data, split
 from condiff.data.open import options as source_options
 from condiff.denoiser import Denoiser
-from condiff.errors import BadFile, BadValue
+from condiff.errors import BadFile, BadValue, NonFinite
 from condiff.files import write_json
 from condiff.methods import report, settings
 from condiff.methods.catalogue import find
@@ -54,7 +54,10 @@ class DataRequest:
             if self.paths or self.options:
                 raise BadValue("digits are bundled: they take no --data and no data options")
             return digits("train"), digits("test")
-        return split(open_data(self.source, **self._arguments()), HELD_OUT)
+        try:
+            return split(open_data(self.source, **self._arguments()), HELD_OUT)
+        except NonFinite as error:  # of the data, not of the work
+            raise BadValue(f"{error}: leave such rows out, or fill the gaps") from error
 
     def _arguments(self) -> dict[str, Any]:
         source_options(self.source)  # refuses an unknown source
@@ -189,6 +192,11 @@ class RunFolder:
             shown = _grid_size(self.data)
             grid = draw_samples(self.model(), self.recipe, self.heldout, num=shown, seed=0)
             save_grid(grid, self.folder / "samples.png")
+        elif len(self.data.shape) == 2 and made.x.is_floating_point():
+            labels = None if made.names is None else made.names[:20]
+            real = self.data.restore(self.heldout.batch(range(min(5, len(self.heldout))))["x"])
+            drawn = self.data.restore(made.x[:20])
+            figures.series(drawn, self.folder / "samples.png", labels=labels, real=real)
         lines = self._log()
         if lines:
             panels = {"loss": {"x": [r["step"] for r in lines], "training": figures.smooth([r["loss"] for r in lines])}}

@@ -34,6 +34,8 @@ def test_series_with_text_labels_beside_another_condition(capsys, series, tmp_pa
     said = run(capsys, *argv).out
     assert "2 classes: run (36), walk (36)" in said and "speed (scalar)" in said
     assert "series: 12 steps of 2 channels" in said
+    assert (tmp_path / "run" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / "report.html").read_text().count("data:image/png;base64,") == 2
 
 
 def test_what_is_not_used_is_said(capsys, series):
@@ -208,3 +210,12 @@ def test_more_bad_input(capsys, tmp_path, monkeypatch, words, message):
     said = run(capsys, "train", "images", "--data", "pictures", "--labels", "none", "--dry-run").out
     assert "no conditions" in said
     assert "no such file" in run(capsys, "sample", "pictures/a/0.png", code=2).err
+
+
+def test_gaps_in_the_data_are_bad_input(capsys, tmp_path):
+    np.savez(tmp_path / "gaps.npz", x=np.full((30, 4), np.nan, np.float32))
+    said = run(capsys, "train", "arrays", "--data", tmp_path / "gaps.npz", "--option", "range=keep", code=2)
+    assert "NaN" in said.err and "fill the gaps" in said.err
+    (tmp_path / "words.npz").write_text("{}")
+    said = run(capsys, "train", "arrays", "--data", tmp_path / "words.npz", code=2)
+    assert "no .npy or .npz file" in said.err and "unsafe" not in said.err
