@@ -42,6 +42,16 @@ class Level(NamedTuple):
         time = self.process.model_time(torch.as_tensor(self.t, dtype=torch.float64))
         return time if isinstance(self.t, Tensor) else float(time)
 
+    def rows(self, index: Any) -> Level:
+        """The level of a subset of the batch."""
+
+        def pick(w: Weight) -> Weight:
+            if not isinstance(w, Tensor) or w.ndim == 0:
+                return w
+            return w[index.to(w.device) if isinstance(index, Tensor) else index]
+
+        return Level._make((*(pick(w) for w in self[:-1]), self.process))
+
 
 Time = float | Tensor | Level
 

@@ -50,9 +50,15 @@ class State:
         self.history.insert(0, entry)
         del self.history[keep:]
 
+    def copy(self) -> State:
+        """A record of its own: steps taken with either don't change the other. Tensors, which no rule writes to, are
+        shared."""
+        extra = {k: v.copy() if isinstance(v, State | dict | list) else v for k, v in self.extra.items()}
+        return State(list(self.history), extra)
+
     def rows(self, index: Any) -> State:
         """The state of a subset (or a shift) of the batch, of all variables of a joint one."""
-        history = [Entry(e.x[index], e.value[index], e.level) for e in self.history]
+        history = [Entry(e.x[index], e.value[index], e.level.rows(index)) for e in self.history]
         return State(history, {k: _rows(v, index) for k, v in self.extra.items()})
 
 

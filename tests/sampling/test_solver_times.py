@@ -147,3 +147,20 @@ def test_history_ends_where_a_grid_goes_up():
     down = go(solver, [0.9, 0.7, 0.5], state())
     ratio, std = VP.kernel(VP.at(0.5), VP.at(0.8))
     equal(whole, go(solver, [0.8, 0.6, 0.5], ratio * down + std * noise[0]))
+
+
+@each("solver", [DPMSolverPP(3, lower_order_final=False), UniPC(3, lower_order_final=False), AdamsBashforth(3)])
+def test_a_state_can_be_copied_and_cut(solver):
+    """Two continuations of one state don't disturb each other; a cut state goes on as the whole one's rows."""
+    levels = VP.levels(torch.linspace(0.9, 0.1, 6, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.9, 0.8]))
+    plan, model, x, past = solver.plan(levels), oracle_on(VP), state(), solver.start()
+    for i in range(3):
+        x, _ = solver.advance(x, model(x, levels[i]), plan[i], past)
+    copies = [past.copy(), past.copy()]
+    ends = [solver.advance(x, model(x, levels[3]), plan[3], one)[0] for one in copies]
+    assert torch.equal(*ends) and len(past.history) == len(copies[0].history)
+    assert past.history[0].level is not copies[0].history[0].level
+    index, cut = torch.tensor([2, 0]), past.rows(torch.tensor([2, 0]))
+    assert torch.equal(cut.history[0].level.t, levels[2].t[index])
+    rows = solver.plan([level.rows(index) for level in levels])
+    equal(solver.advance(x[index], model(x[index], levels[3].rows(index)), rows[3], cut)[0], ends[0][index])
