@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from condiff.conditions import Conditions, as_conditions
 from condiff.config import from_config, to_config
-from condiff.errors import BadType, BadValue, unknown
+from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.process import algebra
 from condiff.process.algebra import Weight, combine, scale
 from condiff.process.gaussian import Process
 from condiff.process.level import Level, Time
 from condiff.process.prediction import KINDS, Prediction
+from condiff.process.schedule import Schedule
 
 
 @runtime_checkable
@@ -98,6 +99,8 @@ class Denoiser(nn.Module):
 
     Raises:
         BadValue: an unknown target, a state of another shape than ``shape``.
+        BadType: a schedule in place of a process.
+        Incompatible: a network that doesn't output as many quantities as there are targets.
     """
 
     def __init__(
@@ -113,6 +116,13 @@ class Denoiser(nn.Module):
         for name in targets:
             if name not in KINDS:
                 raise unknown("prediction target", name, KINDS)
+        if isinstance(process, Schedule):
+            raise BadType(f"a schedule isn't a process yet: Gaussian({process!r})")
+        outputs = getattr(getattr(network, "config", None), "outputs", len(targets))
+        if outputs != len(targets):
+            raise Incompatible(
+                f"{len(targets)} targets {targets} need a network with outputs={len(targets)}, this one has {outputs}"
+            )
         self.network, self.process = network, process
         self.precondition = precondition or Plain()
         self.targets = tuple(self.precondition.target(name) for name in targets)

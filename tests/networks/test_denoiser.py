@@ -6,9 +6,9 @@ from torch.func import jacrev, jvp, vmap
 
 from condiff.conditions import Condition, Conditions, Label
 from condiff.denoiser import Denoiser, EDMPrecondition
-from condiff.errors import BadValue
+from condiff.errors import BadType, BadValue, Incompatible
 from condiff.guidance import Free
-from condiff.networks import DiT
+from condiff.networks import MLP, DiT
 from condiff.process import EDM, Bridge, Gaussian, Rectified, VPLinear
 
 LABELS = torch.tensor([1, 2, 3])
@@ -91,3 +91,11 @@ def test_an_endpoint_takes_the_states_dtype():
     y = Conditions({"y": Condition(x_of().double(), "endpoint")})
     said = Denoiser(Net(), Bridge(), "x0")(x_of(), 0.5, y)
     assert said.noise.dtype == said.source.dtype == torch.float32
+
+
+def test_parts_that_do_not_belong_together_are_refused_when_made():
+    network = MLP(shape=(2,), width=8, depth=1)
+    with pytest.raises(BadType, match=r"isn't a process yet: Gaussian\(Rectified"):
+        Denoiser(network, Rectified())
+    with pytest.raises(Incompatible, match="outputs=2, this one has 1"):
+        Denoiser(network, Gaussian(Rectified()), target=("velocity", "noise"))
