@@ -197,7 +197,10 @@ def cat(parts: Sequence[Conditions]) -> Conditions:
 def _infer(name: str, value: Any, kinds: Mapping[str, str], device: Any) -> Condition:
     if isinstance(value, Condition):
         return value
-    value = torch.as_tensor(value, device=device) if device is not None else torch.as_tensor(value)
+    try:
+        value = torch.as_tensor(value, device=device) if device is not None else torch.as_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise BadType(f"condition {name!r} must hold numbers, got {str(value)[:60]!r}") from error
     if value.dtype == torch.float64:
         value = value.to(torch.get_default_dtype())
     kind = kinds.get(name)

@@ -238,3 +238,9 @@ def test_bad_entries_are_refused(entry, said):
 def test_bad_specs_are_refused(build, error, said):
     with pytest.raises(error, match=said):
         build()
+
+
+@pytest.mark.parametrize("value", ["3", ["3"], [[1, 2], [3]]])
+def test_conditions_that_hold_no_numbers_are_refused(value):
+    with pytest.raises(BadType, match="'label' must hold numbers"):
+        as_conditions({"label": value})
