@@ -138,7 +138,7 @@ def _some(items: Iterable[str], most: int = 12) -> str:
 def _layout(shape: Sequence[int]) -> list[str]:
     """How networks read samples whose layout isn't plain to see."""
     if len(shape) == 2:
-        return [f"read as series: {shape[0]} steps of {shape[1]} channels"]
+        return [f"read as series: {shape[0]} steps of {shape[1]} channel{'' if shape[1] == 1 else 's'}"]
     if len(shape) == 3 and shape[0] > 4:
         return [f"read as pictures: {shape[0]} channels of {shape[1]} x {shape[2]} pixels"]
     return []

@@ -181,7 +181,11 @@ def parquet(
     items = [Item(f"row {i}", functools.partial(_cell_bytes, pictures, i)) for i in np.arange(len(pictures)).tolist()]
     values = None if label is None else table.column(label).to_pylist()
     classes = classes or (() if label is None else _named_in_metadata(table.schema, label))
-    return _pictures(items, values, classes, Framing(size=as_size(size), **framing), name, skip_bad, check, cache, seed)
+    frame = Framing(size=as_size(size), **framing)
+    data = _pictures(items, values, classes, frame, name, skip_bad, check, cache, seed)
+    unused = [column for column in table.column_names if column not in (image, label)]
+    data.notes = [f"not used: {', '.join(unused)}"] if unused else ()
+    return data
 
 
 def _read_parquet(path: Any) -> tuple[Any, str]:

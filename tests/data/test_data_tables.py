@@ -102,7 +102,8 @@ def test_parquet(tmp_path, as_struct):
         torch.testing.assert_close(
             data.batch([2])["x"][0], torch.from_numpy(made[2][0]).permute(2, 0, 1).float() / 127.5 - 1
         )
-    assert parquet(tmp_path / "a.parquet").kinds == {}
+    unlabelled = parquet(tmp_path / "a.parquet")
+    assert unlabelled.kinds == {} and "not used: label" in unlabelled.describe()
     assert parquet(tmp_path, size=4, flip=True, channels=1).shape == (1, 4, 4)
 
 
@@ -221,3 +222,26 @@ def test_open_data(tmp_path):
 def test_open_data_refuses_unknown_words(source, given, match):
     with pytest.raises(BadValue, match=match):
         open_data(source, **given)
+
+
+def test_pictures_as_conditions_and_text_as_labels(tmp_path):
+    """Byte pictures beside the samples come to [-1, 1] and get the samples' layout; names are sorted into classes."""
+    x = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
+    names = np.array(["b", "a", "b", "a", "a", "b"])
+    np.savez(tmp_path / "p.npz", x=x, mask=x[:, ::-1], label=names)
+    data = arrays(tmp_path / "p.npz", cond=["mask", "label"], channels="add")
+    assert data.kinds == {"mask": "map", "label": "label"} and data.classes == ("a", "b")
+    assert data.labels.tolist() == [1, 0, 1, 0, 0, 1]
+    mask = data.batch([1])["cond"]["mask"]
+    torch.testing.assert_close(mask, torch.from_numpy(x[1:2, ::-1].copy()).float()[:, None] / 127.5 - 1)
+    torch.testing.assert_close(data.restore(data.batch([2])["x"])[0, 0], torch.from_numpy(x[2]).float())
+
+
+def test_series_stored_channels_first(tmp_path):
+    x = np.random.default_rng(0).uniform(-1, 1, (4, 3, 7)).astype(np.float32)
+    np.save(tmp_path / "s.npy", x)
+    np.save(tmp_path / "u.npy", x[:, 0])
+    data = arrays(tmp_path / "s.npy", channels="to-last")
+    assert data.shape == (7, 3) and "series: 7 steps of 3 channels" in data.describe()
+    np.testing.assert_array_equal(data.batch([1])["x"][0].numpy(), x[1].T)
+    assert arrays(tmp_path / "u.npy", channels="add-last").shape == (7, 1)
