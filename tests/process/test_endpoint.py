@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -45,6 +46,13 @@ RESIDUALS = [
     Residual(schedule=Cosine()),
     Residual(schedule=Discrete.ddpm()),
 ]
+
+
+def name(process):
+    """An id without the addresses of functions, which differ from one test process to the next."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(process))[:70]
+
+
 CUSTOM = Endpoint(
     data=(lambda t: (1 - t) ** 2, lambda t: 2 * (t - 1)),
     source=(lambda t: t, torch.ones_like),
@@ -56,7 +64,7 @@ MARKOV = [*BRIDGES, Interpolant("linear", "brownian", 1.6), Interpolant("linear"
 
 
 def named(processes):
-    return pytest.mark.parametrize("process", processes, ids=lambda p: repr(p)[:70])
+    return pytest.mark.parametrize("process", processes, ids=name)
 
 
 def _rand(*shape, seed=0):
