@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/condiff train digits --out runs/demo
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check condiff tests benchmarks docs
