@@ -51,16 +51,25 @@ class Precondition(ABC):
         return target
 
     def time(self, level: Level) -> Weight:
-        """The number the network is told; the process's ``model_time`` unless overridden."""
-        return level.model_time
+        """The number the network is told; the process's ``network_time``, in [0, 1], unless overridden."""
+        return level.network_time
 
 
 @dataclass(frozen=True)
 class Plain(Precondition):
-    """The network sees x_t and its output is the target."""
+    """The network sees x_t and its output is the target.
+
+    Args:
+        index: tell it the process's ``model_time`` instead, the index of a table, as released networks expect.
+    """
+
+    index: bool = False
 
     def weights(self, level: Level) -> tuple[Weight, Weight, Weight]:
         return 1.0, 0.0, 1.0
+
+    def time(self, level: Level) -> Weight:
+        return level.model_time if self.index else level.network_time
 
 
 @dataclass(frozen=True)

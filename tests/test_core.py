@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
+from condiff.denoiser import Denoiser, Plain
 from condiff.errors import BadValue, Degenerate
-from condiff.process import Cosine, Gaussian, Prediction, Rectified, VPLinear
+from condiff.process import Cosine, Discrete, Gaussian, Prediction, Rectified, VPLinear
 from condiff.sampling import DDIM, Euler, sample
 
 KINDS = ("x0", "noise", "velocity", "v", "score")
@@ -52,3 +53,19 @@ def test_ddim_lands_on_a_point(eta):
 def test_steps_below_one_are_refused():
     with pytest.raises(BadValue, match="steps must be at least 1"):
         sample(Point(Gaussian(Rectified())), solver=Euler(), steps=0, num=1)
+
+
+class Told(torch.nn.Module):
+    """A network that remembers the time it was told."""
+
+    def forward(self, x, time, cond):
+        self.time = time
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize(("index", "expected"), [(False, 0.25), (True, 249.0)])
+def test_a_network_on_a_table_is_told_a_time_in_its_range_unless_it_wants_the_index(index, expected):
+    """Embeddings here are scaled for [0, 1]: an index of 249 would alias their sines, and nothing would be learned."""
+    network = Told()
+    Denoiser(network, Gaussian(Discrete.ddpm()), "noise", Plain(index=index))(torch.zeros(2, 3), 0.25)
+    torch.testing.assert_close(network.time, torch.full((2,), expected))

@@ -5,8 +5,8 @@ Reference: Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", NeurIP
     x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) z        L_simple = E |z - noise(x_t, t)|^2          (eqs. 4, 14)
     x_s = mean of q(x_s | x_t, x0_hat) + std z                                                     (eqs. 6, 7, 11)
 
-The table of 1000 betas is a schedule of continuous time here: index i is t = (i + 1) / 1000, and the network is told
-the index, as released checkpoints expect.
+The table of 1000 betas is a schedule of continuous time here: index i is t = (i + 1) / 1000. The network is told t;
+with ``Plain(index=True)`` it is told the index, as released checkpoints expect.
 
 Claimed: the unweighted objective L_simple gives better samples than the variational bound, whose weights favour low
 noise levels. :func:`reproduce` measures it on digits with the ancestral sampler.

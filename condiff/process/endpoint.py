@@ -293,6 +293,9 @@ class Residual(Process):
     def model_time(self, t: Tensor) -> Tensor:
         return self.schedule.model_time(t)
 
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.schedule.network_time(t)
+
     def time(self, log_snr: Tensor) -> Tensor:
         return self.schedule.time(log_snr)
 

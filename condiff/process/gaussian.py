@@ -49,8 +49,12 @@ class Process(ABC):
         return False
 
     def model_time(self, t: Tensor) -> Tensor:
-        """The number a network of this process is told."""
+        """The number a released network of this process is told."""
         return t
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The same in [0, 1], as networks made here are told."""
+        return self.model_time(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The time with the given log-SNR.
@@ -268,6 +272,9 @@ class Gaussian(Process):
 
     def model_time(self, t: Tensor) -> Tensor:
         return self.schedule.model_time(t)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.schedule.network_time(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
         return self.schedule.time(log_snr)

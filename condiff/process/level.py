@@ -38,8 +38,16 @@ class Level(NamedTuple):
 
     @property
     def model_time(self) -> Weight:
-        """What a network is told: :meth:`Process.model_time` of t."""
-        time = self.process.model_time(torch.as_tensor(self.t, dtype=torch.float64))
+        """What a released network is told: :meth:`Process.model_time` of t."""
+        return self._told(self.process.model_time)
+
+    @property
+    def network_time(self) -> Weight:
+        """What a network made here is told: :meth:`Process.network_time` of t, in [0, 1]."""
+        return self._told(self.process.network_time)
+
+    def _told(self, rule: Any) -> Weight:
+        time = rule(torch.as_tensor(self.t, dtype=torch.float64))
         return time if isinstance(self.t, Tensor) else float(time)
 
     def rows(self, index: Any) -> Level:

@@ -70,8 +70,12 @@ class Schedule(ABC):
         """The time at which :meth:`log_snr` takes the given value (clipped to [0, 1] beyond the ends)."""
 
     def model_time(self, t: Tensor) -> Tensor:
-        """The number a network trained on this schedule is told; ``t`` unless the schedule is a table."""
+        """The number a released network of this schedule is told: t, the shifted t, or the index of a table."""
         return t
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The same in [0, 1], as networks made here are told: their embeddings are scaled for that range."""
+        return self.model_time(t)
 
 
 def _ratio(log_snr: Tensor) -> Tensor:

@@ -175,6 +175,10 @@ class Discrete(Schedule):
         """The index ``t N - 1`` that a network was trained on, fractional between the nodes; -1 is clean."""
         return self._position(t) - 1.0
 
+    def network_time(self, t: Tensor) -> Tensor:
+        """t itself, ``(index + 1) / N``."""
+        return t
+
     def _log_alphas(self, device: torch.device) -> Tensor:
         """log alpha at the clean end and at all indices, (N + 1,)."""
         if device not in self._tables:
