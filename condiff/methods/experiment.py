@@ -97,7 +97,9 @@ class Digits:
         """Train a recipe from a seed, in memory; the averaged weights."""
         config = replace(recipe.training, steps=self.steps, batch=128, seed=seed)
         trainer = Trainer(recipe.denoiser(seed), self.data, recipe.objective, config, run_dir=None, quiet=True)
-        trainer.fit()
+        status = trainer.fit()
+        if status.stopped:  # a half-trained model must not be scored
+            raise SystemExit(status.exit_code)
         self.say(f"seed {seed}: trained {recipe.method}, {self.steps} steps")
         return Trained(recipe, cast(Denoises, trainer.averaged()))
 

@@ -310,6 +310,7 @@ def train(denoiser: nn.Module, data: Any, objective: Any = None, **settings: Any
             :class:`TrainConfig` (``steps``, ``batch``, ``lr`` ...), by name.
 
     Raises:
+        SystemExit: a signal ended the training; it is saved, and ``resume=True`` continues it.
         BadValue: an unknown name, with the nearest ones.
     """
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
@@ -323,5 +324,7 @@ def train(denoiser: nn.Module, data: Any, objective: Any = None, **settings: Any
         raise BadValue(f"give either config= or its fields, not both: {', '.join(sorted(config))}")
     rest.setdefault("config", TrainConfig(**config))
     trainer = Trainer(denoiser, data, objective, **rest)
-    trainer.fit()
+    status = trainer.fit()
+    if status.stopped:  # the lines after this one count on a finished training
+        raise SystemExit(status.exit_code)
     return trainer

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import tiny_training as tiny
@@ -333,3 +335,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(BadValue, match="nothing to train"):
         tiny.trainer(run, model=frozen)
     assert not run.exists()
+
+
+def test_one_call_does_not_go_on_after_a_signal(tmp_path):
+    """What comes after the call in a script counts on a finished training, so the signal ends the script."""
+
+    class Interrupted(Denoising):
+        def begin(self, step, steps):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        train(tiny.denoiser(), tiny.TinyData(), Interrupted(), steps=50, batch=8, run_dir=tmp_path / "run", quiet=True)
+    assert ended.value.code == 128 + signal.SIGTERM
+    saved = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert saved[-1] == "step-000003"
