@@ -14,6 +14,7 @@ reads the global generator. The first dimension of what is drawn is always the b
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
@@ -26,11 +27,12 @@ from condiff.errors import BadType, BadValue
 Shape = Sequence[int]
 
 
-class Source:
+class Source(ABC):
     """Base of the random sources. Subclasses implement :meth:`_draw`."""
 
+    @abstractmethod
     def _draw(self, kind: str, shape: Shape, dtype: torch.dtype, device: Any, param: float) -> Tensor:
-        raise NotImplementedError
+        """Draws of one kind ("normal", "uniform", "gamma")."""
 
     def place(self, rows: int) -> tuple[int, int]:
         """Where a batch of ``rows`` rows lies in the batch that is drawn: ``(first row, total rows)``."""

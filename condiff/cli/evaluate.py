@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from condiff.cli.options import Flag, OptionalInt, RunFolder, Several
-from condiff.cli.output import note, show_json
+from condiff.cli.output import note, show_json, summary
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Evaluate:
     """Print the metrics as JSON."""
 
     def run(self) -> int:
-        from condiff.cli.train import _summary
         from condiff.methods import runs
 
         run = runs.open_run(self.folder)
@@ -41,5 +40,5 @@ class Evaluate:
         if self.json:
             show_json(metrics)
         else:
-            note(_summary(metrics, run.folder))
+            note(summary(metrics, run.folder))
         return 0

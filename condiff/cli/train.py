@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from condiff.cli.options import Flag, OptionalFloat, OptionalInt, OptionalPath, OptionalText, Several, Source
-from condiff.cli.output import note, show_json
+from condiff.cli.output import note, show_json, summary
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Train:
             return status.exit_code
         if first:
             metrics = run.finish()
-            show_json(metrics) if self.json else note(_summary(metrics, run.folder))
+            show_json(metrics) if self.json else note(summary(metrics, run.folder))
         return 0
 
     def _alone(self) -> None:
@@ -156,14 +156,3 @@ class Train:
             return {"cond": {**(keys if isinstance(keys, dict) else {k: k for k in keys}), "label": self.labels}}
         labels = None if str(self.labels).lower() == "none" else self.labels
         return {"labels" if self.source == "images" else "label": labels}
-
-
-def _summary(metrics: dict[str, Any], folder: Path) -> str:
-    lines = ["", "results"]
-    for key, value in metrics.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            lines.append(f"  {key:<24} {value:.4g}")
-    looks = [("report.html", "everything on one page"), ("samples.png", "samples"), ("curves.png", "training curves")]
-    lines += ["", f"look at  {folder}/"]
-    lines += [f"  {name:<20} {what}" for name, what in looks if (folder / name).exists()]
-    return "\n".join([*lines, "", f"more samples: condiff sample {folder}"])

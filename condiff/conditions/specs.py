@@ -6,6 +6,7 @@ told; :class:`condiff.conditions.ConditionBank` embeds it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from condiff.errors import BadValue
 from condiff.fields import checked
 
 
-class Spec:
+class Spec(ABC):
     """Base of the specs. ``role`` says what the entry becomes: ``"vector"``, ``"tokens"`` or ``"map"``."""
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -34,9 +35,9 @@ class Spec:
     kind: ClassVar[str]
     role: ClassVar[str]
 
+    @abstractmethod
     def build(self, width: int) -> nn.Module:
         """The module that embeds one entry of this kind."""
-        raise NotImplementedError
 
     @property
     def extra_channels(self) -> int:

@@ -13,6 +13,8 @@ samples than the diffusion path when few evaluations are spent. :func:`reproduce
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from condiff.methods import experiment
 from condiff.methods.experiment import Facts
 from condiff.methods.recipe import Recipe, Sampler
@@ -40,8 +42,6 @@ def on_path(facts: Facts, process: Process) -> Recipe:
 
     Times stay above 1e-3 on both paths: the velocity of the variance-preserving one is infinite at t = 0.
     """
-    from dataclasses import replace
-
     objective = Denoising(times=UniformTimes(low=1e-3), transform=facts.dropout(0.1))
     return replace(recipe(facts), process=process, objective=objective)
 

@@ -26,7 +26,7 @@ from condiff.fields import checked
 from condiff.process import algebra
 from condiff.process.algebra import Weight
 from condiff.process.keep import Keep, LinearKeep, LogLinear, RatioKeep
-from condiff.process.schedule import as_time
+from condiff.process.level import level_at, levels_on
 from condiff.process.token_level import TokenLevel, TokenPrior, TokenTime
 from condiff.process.token_prediction import TokenPrediction, soft
 from condiff.random import Source, as_source
@@ -83,22 +83,11 @@ class TokenProcess(ABC):
         Raises:
             BadValue: when ``t`` lies outside [0, 1].
         """
-        if isinstance(t, TokenLevel):
-            if t.process is self or t.process == self:
-                return t
-            t = t.t
-        times = as_time(t)
-        curves = self.curves(times)
-        if not isinstance(t, Tensor):
-            return TokenLevel._make((float(t), *(float(c) for c in curves), self))
-        return TokenLevel._make((times, *curves, self))
+        return level_at(TokenLevel, self, t)
 
     def levels(self, grid: Tensor) -> list[TokenLevel]:
         """One level per row of a grid ``(N,)`` (numbers) or ``(N, ...)`` (tensors)."""
-        times = as_time(grid, "grid")
-        curves = (times, *self.curves(times))
-        rows = [c.tolist() if times.ndim == 1 else c.unbind(0) for c in curves]
-        return [TokenLevel._make((*row, self)) for row in zip(*rows, strict=True)]
+        return levels_on(TokenLevel, self, grid)
 
     def model_time(self, t: Tensor) -> Tensor:
         """The number a network of this process is told."""

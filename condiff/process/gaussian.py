@@ -21,10 +21,10 @@ from condiff.errors import BadType, BadValue, Degenerate, Incompatible
 from condiff.fields import checked
 from condiff.process import algebra
 from condiff.process.algebra import Weight, combine, holds
-from condiff.process.level import Level, Time
+from condiff.process.level import Level, Time, level_at, levels_on
 from condiff.process.noise import NoiseLaw, Normal
 from condiff.process.prediction import Prediction
-from condiff.process.schedule import Schedule, as_time
+from condiff.process.schedule import Schedule
 from condiff.random import Source, as_source
 
 Curves = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # data, source, noise and their derivatives
@@ -72,23 +72,11 @@ class Process(ABC):
         Raises:
             BadValue: when ``t`` lies outside [0, 1].
         """
-        if isinstance(t, Level):
-            if t.process is self or t.process == self:
-                return t
-            t = t.t
-        times = as_time(t)
-        curves = self.curves(times)
-        if times.ndim == 0 and not isinstance(t, Tensor):
-            return Level._make((float(t), *(float(c) for c in curves), self))
-        return Level._make((times, *curves, self))
+        return level_at(Level, self, t)
 
     def levels(self, grid: Tensor) -> list[Level]:
         """One level per row of a grid ``(N,)`` (numbers) or ``(N, ...)`` (tensors), all worked out at once."""
-        times = as_time(grid, "grid")
-        curves = (times, *self.curves(times))
-        if times.ndim == 1:
-            return [Level._make((*row, self)) for row in zip(*(c.tolist() for c in curves), strict=True)]
-        return [Level._make((*row, self)) for row in zip(*(c.unbind(0) for c in curves), strict=True)]
+        return levels_on(Level, self, grid)
 
     # Forward
 

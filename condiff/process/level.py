@@ -14,6 +14,7 @@ from torch import Tensor
 
 from condiff.process import algebra
 from condiff.process.algebra import Weight
+from condiff.process.schedule import as_time
 
 
 class Level(NamedTuple):
@@ -68,3 +69,30 @@ def stack_levels(levels: Sequence[Level]) -> Level:
     """Scalar levels of one process -> one level with tensors of shape ``(N,)``."""
     columns = zip(*(level[:-1] for level in levels), strict=True)
     return Level._make((*(torch.tensor(c, dtype=torch.float64) for c in columns), levels[0].process))
+
+
+def level_at(kind: Any, process: Any, t: Any) -> Any:
+    """The level of a process at ``t``, of the given kind: a level of this process as it is, else its curves there.
+
+    A number gives numbers; a tensor, or a list of times, gives float64 tensors of its shape.
+
+    Raises:
+        BadValue: when ``t`` lies outside [0, 1].
+    """
+    if isinstance(t, kind):
+        if t.process is process or t.process == process:
+            return t
+        t = t.t
+    times = as_time(t)
+    curves = process.curves(times)
+    if times.ndim == 0 and not isinstance(t, Tensor):
+        return kind._make((float(t), *(float(c) for c in curves), process))
+    return kind._make((times, *curves, process))
+
+
+def levels_on(kind: Any, process: Any, grid: Tensor) -> list[Any]:
+    """One level per row of a grid ``(N,)`` (numbers) or ``(N, ...)`` (tensors), all worked out at once."""
+    times = as_time(grid, "grid")
+    curves = (times, *process.curves(times))
+    rows = [c.tolist() if times.ndim == 1 else c.unbind(0) for c in curves]
+    return [kind._make((*row, process)) for row in zip(*rows, strict=True)]

@@ -387,3 +387,11 @@ def test_bad_input_is_refused():
         tokens(UniformTokens(3), law())(torch.tensor([[3, 0, 0, 0]]), 0.5)
     with pytest.raises(BadValue, match="probs must be"):
         tokens(process, torch.ones(3, 2))
+
+
+def test_a_list_of_times_is_a_time_per_row():
+    """Levels of tokens and of Gaussian states come from one place, so that both take what the other takes."""
+    process = Absorbing(vocab=3)
+    assert torch.equal(process.at([0.1, 0.2]).t, torch.tensor([0.1, 0.2], dtype=torch.float64))
+    level = process.at(0.3)
+    assert process.at(level) is level and isinstance(level.t, float)
