@@ -17,7 +17,7 @@ class Methods:
     """List the methods: what each is for, and whether its claim was reproduced."""
 
     json: Flag = False
-    """Print a JSON list of objects: slug, title, arxiv, family, summary, verdict."""
+    """Print a JSON list of objects: slug, title, arxiv, family, trains, summary, verdict."""
 
     def run(self) -> int:
         entries = [entry.as_dict() for entry in ENTRIES.values()]

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import tomllib
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
-from condiff.errors import unknown
+from condiff.errors import BadValue, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Facts about one method; its code is the module ``condiff.methods.<slug with underscores>``."""
+    """Facts about one method; its code is the module ``condiff.methods.<slug with underscores>``.
+
+    Args:
+        slug: the name of its file in ``entries``, of its page and of its command.
+        trains: whether it has a recipe for ``condiff train``; others are samplers, guidance or tools for trained
+            models.
+    """
 
     slug: str
     title: str
     arxiv: str
     family: str
+    trains: bool
     summary: str
     bibtex: str
 
     @property
     def module(self) -> str:
         return "condiff.methods." + self.slug.replace("-", "_")
+
+    def recipe(self, facts: Any) -> Any:
+        """The method's recipe on data of the given facts.
+
+        Raises:
+            BadValue: a method that trains nothing.
+        """
+        if not self.trains:
+            raise BadValue(f"{self.slug} trains no model of its own, it is used on trained ones: {self.summary}")
+        return importlib.import_module(self.module).recipe(facts)
 
     def verdict(self) -> dict[str, Any] | None:
         """The stored outcome of its reproduction, or None when it hasn't been run."""
@@ -37,70 +56,19 @@ class Entry:
         return {**facts, "verdict": self.verdict()}
 
 
-_ENTRIES = (
-    Entry(
-        slug="ddpm",
-        title="Denoising Diffusion Probabilistic Models",
-        arxiv="2006.11239",
-        family="baseline",
-        summary="noise prediction on a discrete variance-preserving path, ancestral sampling",
-        bibtex="""@inproceedings{ho2020ddpm,
-  title = {Denoising Diffusion Probabilistic Models},
-  author = {Ho, Jonathan and Jain, Ajay and Abbeel, Pieter},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2020},
-  eprint = {2006.11239},
-  archivePrefix = {arXiv}
-}""",
-    ),
-    Entry(
-        slug="edm",
-        title="Elucidating the Design Space of Diffusion-Based Generative Models",
-        arxiv="2206.00364",
-        family="baseline",
-        summary="preconditioned denoiser over sigma, log-normal noise levels, second-order Heun sampling",
-        bibtex="""@inproceedings{karras2022edm,
-  title = {Elucidating the Design Space of Diffusion-Based Generative Models},
-  author = {Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2022},
-  eprint = {2206.00364},
-  archivePrefix = {arXiv}
-}""",
-    ),
-    Entry(
-        slug="flow-matching",
-        title="Flow Matching for Generative Modeling",
-        arxiv="2210.02747",
-        family="baseline",
-        summary="velocity regression on straight paths between noise and data, few Euler steps",
-        bibtex="""@inproceedings{lipman2023flow,
-  title = {Flow Matching for Generative Modeling},
-  author = {Lipman, Yaron and Chen, Ricky T. Q. and Ben-Hamu, Heli and Nickel, Maximilian and Le, Matthew},
-  booktitle = {International Conference on Learning Representations},
-  year = {2023},
-  eprint = {2210.02747},
-  archivePrefix = {arXiv}
-}""",
-    ),
-    Entry(
-        slug="cfg",
-        title="Classifier-Free Diffusion Guidance",
-        arxiv="2207.12598",
-        family="baseline",
-        summary="one network trained with and without its condition; their difference, scaled, steers sampling",
-        bibtex="""@article{ho2022classifierfree,
-  title = {Classifier-Free Diffusion Guidance},
-  author = {Ho, Jonathan and Salimans, Tim},
-  journal = {arXiv preprint arXiv:2207.12598},
-  year = {2022},
-  eprint = {2207.12598},
-  archivePrefix = {arXiv}
-}""",
-    ),
-)
+def _read() -> dict[str, Entry]:
+    """The entries of ``entries/<slug>.toml``, baselines first, then by family and slug."""
+    folder = resources.files("condiff.methods").joinpath("entries")
+    entries = [
+        Entry(slug=path.name.removesuffix(".toml"), **tomllib.loads(path.read_text(encoding="utf-8")))
+        for path in folder.iterdir()
+        if path.name.endswith(".toml")
+    ]
+    entries.sort(key=lambda entry: (entry.family != "baseline", entry.family, entry.slug))
+    return {entry.slug: entry for entry in entries}
 
-ENTRIES = {entry.slug: entry for entry in _ENTRIES}
+
+ENTRIES = _read()
 
 
 def find(slug: str) -> Entry:

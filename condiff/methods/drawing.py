@@ -152,6 +152,6 @@ def _batch(guided: Any, sampler: Sampler, times: Tensor, rows: range, seed: int,
     start = process.levels(times[:1])[0]
     x = process.prior().sample(start, shape, rng, source=mine.source, device=device)
     nfe = 0
-    for step in trajectory(guided, x, solver=sampler.solver, cond=mine, grid=times, rng=rng):
+    for step in trajectory(guided, x, solver=sampler.solver, cond=mine, grid=times, hooks=sampler.hooks, rng=rng):
         x, nfe = step.x_s, step.nfe
     return x, nfe

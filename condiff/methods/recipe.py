@@ -19,7 +19,7 @@ from condiff.errors import BadValue
 from condiff.guidance import Free
 from condiff.networks import DiTConfig, MLPConfig
 from condiff.process import Process
-from condiff.sampling import Grid, Solver, Uniform
+from condiff.sampling import Grid, Hook, Solver, Uniform
 from condiff.training import Denoising, TrainConfig
 
 
@@ -30,12 +30,14 @@ class Sampler:
     Args:
         solver, grid, steps: the update rule and its times.
         guidance: classifier-free scale; 1 is the plain conditional model.
+        hooks: what else is done inside each step, such as clipping x0.
     """
 
     solver: Solver
     grid: Grid = Uniform()
     steps: int = 25
     guidance: float = 1.0
+    hooks: tuple[Hook, ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 1:

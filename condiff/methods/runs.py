@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -86,7 +85,7 @@ class Request:
 
     def recipe(self, data: Data) -> Recipe:
         """The method's recipe for the data, with what the file, the flags and the settings say, in that order."""
-        recipe = importlib.import_module(find(self.method).module).recipe(Facts.of(data))
+        recipe = find(self.method).recipe(Facts.of(data))
         changes = settings.read_file(self.file) if self.file else {}
         changes = {**changes, **self.overrides, **settings.parse(self.settings)}
         recipe = settings.apply(recipe, changes)

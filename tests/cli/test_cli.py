@@ -177,7 +177,7 @@ def test_json_output_is_json(capsys, trained, tmp_path):
 def test_methods_list(capsys):
     listed = json.loads(run(capsys, "methods", "--json").out)
     assert {"ddpm", "edm", "flow-matching", "cfg"} <= {m["slug"] for m in listed}
-    assert all(set(m) == {"slug", "title", "arxiv", "family", "summary", "verdict"} for m in listed)
+    assert all(set(m) == {"slug", "title", "arxiv", "family", "trains", "summary", "verdict"} for m in listed)
     for method in listed:
         cited = run(capsys, "cite", method["slug"]).out
         assert cited.startswith("@") and method["arxiv"] in cited and cited.count("{") == cited.count("}")
