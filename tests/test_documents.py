@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +35,17 @@ def blocks(name: str, language: str) -> list[tuple[int, str]]:
     text = text_of(name)
     found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [(text[: m.start()].count("\n") + 2, m.group(1)) for m in found]
+
+
+# Entries of methods
+
+
+def test_the_entry_of_a_new_method_is_one():
+    from condiff.methods import Entry
+
+    ((_, text),) = blocks("CONTRIBUTING.md", "toml")
+    entry = Entry(slug="min-snr", **tomllib.loads(text))
+    assert entry.arxiv in entry.bibtex
 
 
 # Python
