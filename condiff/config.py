@@ -18,7 +18,18 @@ import torch
 
 from condiff.errors import BadFile, BadType, BadValue, unknown
 
-ROOMS = ("process", "networks", "conditions", "denoiser", "sampling", "guidance", "training", "data", "methods")
+ROOMS = (
+    "process",
+    "networks",
+    "codecs",
+    "conditions",
+    "denoiser",
+    "sampling",
+    "guidance",
+    "training",
+    "data",
+    "methods",
+)
 
 
 def public_name(cls: type) -> str:

@@ -1,0 +1,15 @@
+"""Codecs: between samples and the space that a diffusion model works in."""
+
+from condiff.codecs.autoencoder import Autoencoder, AutoencoderConfig
+from condiff.codecs.base import Codec, Identity, IdentityConfig
+from condiff.codecs.warp import pad_to_multiple, warp
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderConfig",
+    "Codec",
+    "Identity",
+    "IdentityConfig",
+    "pad_to_multiple",
+    "warp",
+]
