@@ -23,6 +23,7 @@ _ROOMS = (
     "errors",
     "figures",
     "guidance",
+    "interop",
     "methods",
     "metrics",
     "networks",

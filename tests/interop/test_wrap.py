@@ -1,0 +1,174 @@
+"""A wrapped pipeline samples what the pipeline itself samples, with our solvers, steps and guidance."""
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, EDMEulerScheduler, UniPCMultistepScheduler
+from tiny import ddpm, dit, sd3, stable_diffusion
+
+from condiff.errors import BadType, BadValue, Incompatible
+from condiff.guidance import Free
+from condiff.interop import grid_of, process_of, wrap
+from condiff.process import Discrete
+from condiff.sampling import DDIM, DPMSolverPP, Euler, UniPC, sample
+from condiff.sampling.solvers.ddpm import DDPM
+
+PROMPTS = ["a red fox", "two cats, one mat"]
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def latents(shape=(2, 4, 8, 8), seed=3):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ],
+    ids=["epsilon", "v", "v-zero-snr"],
+)
+def test_stable_diffusion_with_guidance_equals_its_pipeline(options):
+    # 8 steps divide the table: elsewhere DDIMScheduler steps by a rounded stride, off its own "trailing" grid
+    pipe, start = stable_diffusion(**options), latents()
+    theirs = pipe(PROMPTS, num_inference_steps=8, guidance_scale=5.0, latents=start, output_type="latent").images
+    sd = wrap(pipe)
+    guided = Free(sd.denoiser, scale=5.0)
+    ours = sample(guided, cond=sd.encode(PROMPTS), solver=DDIM(), grid=sd.grid(8), initial=start)
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_a_negative_prompt_is_the_reference():
+    pipe, start = stable_diffusion(), latents()
+    theirs = pipe(
+        PROMPTS, negative_prompt=["dull"] * 2, num_inference_steps=5, guidance_scale=4.0, latents=start,
+        output_type="latent",
+    ).images  # fmt: skip
+    sd = wrap(pipe)
+    guided = Free(sd.denoiser, scale=4.0, negative=sd.encode(["dull"]))
+    ours = sample(guided, cond=sd.encode(PROMPTS), solver=DDIM(), grid=sd.grid(5), initial=start)
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "solver"),
+    [(DPMSolverMultistepScheduler, DPMSolverPP(2)), (UniPCMultistepScheduler, UniPC(2))],
+    ids=["dpm++", "unipc"],
+)
+def test_multistep_solvers_equal_their_schedulers(scheduler, solver):
+    pipe, start = stable_diffusion(), latents()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    theirs = pipe(PROMPTS, num_inference_steps=7, guidance_scale=5.0, latents=start, output_type="latent").images
+    sd = wrap(pipe)
+    ours = sample(Free(sd.denoiser, scale=5.0), cond=sd.encode(PROMPTS), solver=solver, grid=sd.grid(7), initial=start)
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_dit_equals_its_pipeline():
+    """The pipeline's classifier-free guidance with the null class 1000 of ImageNet, which is this network's last."""
+    pipe = dit(classes=1000)
+    theirs = []
+    pipe.vae.decode = lambda z: theirs.append(z) or type("Out", (), {"sample": torch.zeros(2, 3, 16, 16)})
+    pipe([3, 5], guidance_scale=4.0, num_inference_steps=6, generator=torch.Generator().manual_seed(3))
+    wrapped = wrap(pipe)
+    ours = sample(
+        Free(wrapped.denoiser, scale=4.0), cond=wrapped.encode([3, 5]), solver=DDIM(), grid=wrapped.grid(6),
+        initial=latents(),
+    )  # fmt: skip
+    torch.testing.assert_close(ours, theirs[0] * pipe.vae.config.scaling_factor, **CLOSE)
+
+
+def test_dit_has_a_variance_head_and_names():
+    wrapped = wrap(dit())
+    cond = wrapped.encode(["class 2", "class 6"])
+    assert cond["label"].value.tolist() == [2, 6]
+    said = wrapped.denoiser(latents(), 0.5, cond)
+    assert said.aux["variance"].shape == (2, 4, 8, 8)
+    x = sample(wrapped.denoiser, cond=cond, solver=DDPM("learned_range"), steps=3, seed=0)
+    assert x.shape == (2, 4, 8, 8) and torch.isfinite(x).all()
+
+
+def test_sd3_equals_its_pipeline():
+    pipe, start = sd3(), latents()
+    theirs = pipe(PROMPTS, num_inference_steps=6, guidance_scale=3.0, latents=start, output_type="latent").images
+    wrapped = wrap(pipe)
+    ours = sample(
+        Free(wrapped.denoiser, scale=3.0), cond=wrapped.encode(PROMPTS), solver=Euler(), grid=wrapped.grid(6),
+        initial=start,
+    )  # fmt: skip
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_unconditional_pixels():
+    wrapped = wrap(ddpm())
+    assert wrapped.codec is None and wrapped.denoiser.shape == (3, 8, 8)
+    assert wrapped.denoiser.process.schedule == Discrete.ddpm()
+    x, t = latents((2, 3, 8, 8)), 0.4
+    said = wrapped.denoiser(x, t).noise
+    with torch.no_grad():
+        torch.testing.assert_close(said, wrapped.pipeline.unet(x, 399.0).sample)
+    with pytest.raises(Incompatible, match="unconditional"):
+        wrapped.encode([1])
+
+
+def test_images_to_latents_and_back():
+    pipe = sd3()
+    codec, x = wrap(pipe).codec, latents((2, 3, 16, 16)).clamp(-1, 1)
+    with torch.no_grad():
+        z = codec.encode(x)
+        mean = pipe.vae.encode(x).latent_dist.mean
+        torch.testing.assert_close(z, (mean - 0.06) * pipe.vae.config.scaling_factor)
+        torch.testing.assert_close(codec.decode(z), pipe.vae.decode(mean).sample, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(codec.encode(x, rng=0), z)
+        torch.testing.assert_close(codec.encode(x, rng=1), codec.encode(x, rng=1))
+    with pytest.raises(BadValue, match="multiples of 2"):
+        codec.encode(x[..., :15])
+
+
+def test_half_precision_networks_answer_in_the_dtype_of_the_state():
+    pipe = stable_diffusion()
+    pipe.unet.to(torch.bfloat16)
+    wrapped = wrap(pipe)
+    assert wrapped.denoiser(latents(), 0.5, wrapped.encode(PROMPTS)).noise.dtype == torch.float32
+
+
+def test_a_size_in_pixels():
+    assert wrap(stable_diffusion(), size=(32, 24)).denoiser.shape == (4, 16, 12)
+    with pytest.raises(BadValue, match="multiples of 2"):
+        wrap(stable_diffusion(), size=(33, 24))
+
+
+def test_what_is_no_known_pipeline_is_refused():
+    with pytest.raises(BadType, match="a loaded diffusers pipeline"):
+        wrap(torch.nn.Linear(1, 1))
+    with pytest.raises(BadType, match="a diffusers scheduler"):
+        process_of(3)
+    with pytest.raises(Incompatible, match="EDMEulerScheduler"):
+        process_of(EDMEulerScheduler())
+    with pytest.raises(BadValue, match="at least 1"):
+        grid_of(ddpm().scheduler, 0)
+
+
+def test_conditions_of_the_wrong_sort_are_refused():
+    sd, classes = wrap(stable_diffusion()), wrap(dit())
+    with pytest.raises(BadValue, match="takes a list"):
+        sd.encode("a fox")
+    with pytest.raises(BadValue, match="unknown classes"):
+        classes.encode(["class 9"])
+    with pytest.raises(BadValue, match="whole numbers"):
+        classes.encode([7])
+    with pytest.raises(BadValue, match="is told a prompt"):
+        sd.denoiser(latents(), 0.5)
+
+
+def test_without_a_text_encoder_conditions_are_given_encoded():
+    pipe = stable_diffusion()
+    cond = wrap(pipe).encode(PROMPTS)
+    pipe.text_encoder = None
+    sd = wrap(pipe)
+    assert sd.denoiser(latents(), 0.5, cond).noise.shape == (2, 4, 8, 8)
+    with pytest.raises(Incompatible, match="without its text encoder"):
+        sd.encode(PROMPTS)
+    with pytest.raises(Incompatible, match="absent in some rows"):
+        Free(sd.denoiser, scale=2.0)(latents(), 0.5, cond)

@@ -1,0 +1,102 @@
+"""Tiny pipelines of the real classes with random weights, built without a download."""
+
+import string
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def tokenizer():
+    """Single letters and the ends of words, as CLIP's tokenizer spells an unknown word."""
+    letters = list(string.ascii_lowercase + string.digits + ",.-' ")
+    words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer({word: i for i, word in enumerate(words)}, [], model_max_length=16)
+
+
+def text_config():
+    count = len(tokenizer())
+    return CLIPTextConfig(
+        vocab_size=count, hidden_size=32, intermediate_size=37, projection_dim=32, num_attention_heads=4,
+        num_hidden_layers=2, max_position_embeddings=16, bos_token_id=count - 2, eos_token_id=count - 1,
+        pad_token_id=count - 1,
+    )  # fmt: skip
+
+
+def vae(channels=4, **options):
+    return AutoencoderKL(
+        block_out_channels=(8, 16), norm_num_groups=4, latent_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **options,
+    ).eval()  # fmt: skip
+
+
+def ddpm(seed=0, **options):
+    torch.manual_seed(seed)
+    net = UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), **options,
+    )  # fmt: skip
+    return DDPMPipeline(net, DDPMScheduler(clip_sample=False))
+
+
+def stable_diffusion(seed=0, prediction_type="epsilon", **options):
+    """Stable Diffusion 1.5's classes; with ``v_prediction`` and zero terminal SNR, 2.1's."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=32, attention_head_dim=2,
+        norm_num_groups=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        **STABLE, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type, **options
+    )
+    pipe = StableDiffusionPipeline(
+        vae(), CLIPTextModel(text_config()).eval(), tokenizer(), unet.eval(), scheduler, None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def dit(seed=0, classes=7, learned=True):
+    torch.manual_seed(seed)
+    net = DiTTransformer2DModel(
+        sample_size=8, num_layers=2, patch_size=2, num_attention_heads=2, attention_head_dim=8, in_channels=4,
+        out_channels=8 if learned else 4, num_embeds_ada_norm=classes, norm_type="ada_norm_zero",
+        norm_elementwise_affine=False, activation_fn="gelu-approximate",
+    )  # fmt: skip
+    torch.nn.init.normal_(net.proj_out_2.weight, std=0.2)
+    names = {i: f"class {i}" for i in range(classes)}
+    pipe = DiTPipeline(net.eval(), vae(), DDIMScheduler(clip_sample=False), id2label=names)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sd3(seed=0):
+    torch.manual_seed(seed)
+    net = SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+        joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4,
+    )  # fmt: skip
+    encoders = [CLIPTextModelWithProjection(text_config()).eval() for _ in range(2)]
+    pipe = StableDiffusion3Pipeline(
+        net.eval(), FlowMatchEulerDiscreteScheduler(shift=3.0), vae(shift_factor=0.06, use_quant_conv=False),
+        encoders[0], tokenizer(), encoders[1], tokenizer(), None, None,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
