@@ -2,7 +2,7 @@
 
 from condiff.process.categorical import Absorbing, MaskAndUniform, TokenProcess, UniformTokens
 from condiff.process.curves import VE, OffsetCosine, Sigmoid, SubVP
-from condiff.process.endpoint import Bridge, Endpoint, Interpolant, Ramps, Residual
+from condiff.process.endpoint import Bridge, Endpoint, Interpolant, Residual
 from condiff.process.gaussian import Gaussian, Process
 from condiff.process.joint import Joint, JointPrior
 from condiff.process.keep import CosineKeep, Geometric, Keep, LinearKeep, LogLinear, RatioKeep
@@ -10,6 +10,7 @@ from condiff.process.level import Level, Time, stack_levels
 from condiff.process.noise import NoiseLaw, Normal, StudentT
 from condiff.process.prediction import KINDS, Prediction, mix
 from condiff.process.prior import Given, Moments, Prior
+from condiff.process.ramps import Clocks, Ramps
 from condiff.process.retime import Retimed
 from condiff.process.schedule import EDM, Cosine, Rectified, Schedule, VPLinear
 from condiff.process.table import Discrete
@@ -23,6 +24,7 @@ __all__ = [
     "VE",
     "Absorbing",
     "Bridge",
+    "Clocks",
     "Cosine",
     "CosineKeep",
     "Discrete",

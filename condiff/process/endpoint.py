@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue, Incompatible, unknown
+from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.process.algebra import Weight
 from condiff.process.gaussian import Curves, Process, evaluate
 from condiff.process.level import Level
 from condiff.process.noise import NoiseLaw, Normal
-from condiff.process.schedule import Schedule, bisect
+from condiff.process.ramps import Ramps
+from condiff.process.schedule import Schedule
+from condiff.process.table import Discrete
 
 Curve = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # a curve and its derivative
 
@@ -96,6 +98,24 @@ def _sin_pi(t: Tensor) -> Tensor:
     return torch.sin(math.pi * torch.minimum(t, 1.0 - t))
 
 
+STEEP = 10.0  # of the sigmoids, as the paper's code has it
+
+
+def _bump(t: Tensor) -> Tensor:
+    """``S(u + 1) - S(u - 1)`` with ``u = 10 (t - 1/2)``, less its value at the ends, where it is exactly 0."""
+    u = STEEP * (torch.minimum(t, 1.0 - t) - 0.5)
+    end = torch.full_like(u, -0.5 * STEEP)
+    return (torch.sigmoid(u + 1.0) - torch.sigmoid(u - 1.0)) - (torch.sigmoid(end + 1.0) - torch.sigmoid(end - 1.0))
+
+
+def _bump_slope(t: Tensor) -> Tensor:
+    def bell(v: Tensor) -> Tensor:
+        return torch.sigmoid(v) * torch.sigmoid(-v)
+
+    u = STEEP * (t - 0.5)
+    return STEEP * (bell(u + 1.0) - bell(u - 1.0))
+
+
 @dataclass(frozen=True)
 class Gamma:
     """The noise of an interpolant: ``gamma``, its derivative and ``gamma gamma'``, for a scale of 1."""
@@ -123,6 +143,7 @@ GAMMAS = {
         lambda t: 2.0 * math.pi * _sin_pi(t) ** 3 * torch.cos(math.pi * t),
         1.0,
     ),
+    "sigmoid": Gamma(_bump, _bump_slope, lambda t: _bump(t) * _bump_slope(t), 0.44660),
 }
 PATHS = ("linear", "trig", "encdec", "mirror")
 
@@ -139,10 +160,11 @@ class Interpolant(Process):
     * ``"mirror"``: ``x0`` alone, which comes back at t = 1; no endpoint.
 
     and ``gamma z`` on top, ``gamma`` = scale times ``"brownian"`` ``sqrt(t (1 - t))``, ``"bsquared"`` ``t (1 - t)``,
-    ``"sinesquared"`` ``sin(pi t)^2`` or ``"zero"``. One-sided interpolants are ``Gaussian(Rectified())`` and
+    ``"sinesquared"`` ``sin(pi t)^2``, ``"sigmoid"`` (a bump of two sigmoids) or ``"zero"``. One-sided interpolants are ``Gaussian(Rectified())`` and
     ``Gaussian(Cosine())``.
 
-    With ``{"velocity", "noise"}`` predicted (the paper's b and eta) everything else follows without knowing y.
+    The paper's fields are ``velocity`` (b), ``mean_velocity`` (v), ``noise`` (eta) and ``score`` (s); with
+    ``{"velocity", "noise"}`` or ``{"mean_velocity", "noise"}`` predicted everything else follows without knowing y.
     """
 
     path: str = "linear"
@@ -203,70 +225,6 @@ class Interpolant(Process):
 # Residual denoising
 
 
-def _ramp(kind: str, t: Tensor, e: float) -> tuple[Tensor, Tensor]:
-    """Sum of RDDM's linear weights up to t and its derivative; e = 1 / steps."""
-    if kind == "increased":
-        return t * (t + e) / (1.0 + e), (2.0 * t + e) / (1.0 + e)
-    if kind == "decreased":
-        return t * (2.0 - t + e) / (1.0 + e), (2.0 - 2.0 * t + e) / (1.0 + e)
-    return t, torch.ones_like(t)
-
-
-RAMPS = ("decreased", "increased", "average")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ramps(Schedule):
-    """RDDM's two clocks (Liu 2023): ``alpha = 1 - A`` and ``sigma = B``, with A and ``B^2 / variance`` going 0 to 1.
-
-    In steps whose sizes fall linearly (``"decreased"``), rise (``"increased"``) or are equal (``"average"``). With
-    ``steps=T`` the values at ``t = i / T`` are the paper's sums of ``2 (T - i + 1) / (T (T + 1))`` and of
-    ``2 i / (T (T + 1))``, and between them the same polynomials; ``steps=None`` is their limit ``2 t - t^2``, ``t^2``.
-    """
-
-    residual: str = "decreased"
-    noise: str = "increased"
-    variance: float = 1.0
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in (self.residual, self.noise):
-            if name not in RAMPS:
-                raise unknown("ramp", name, RAMPS)
-        if not 0.0 < self.variance < math.inf:
-            raise BadValue(f"Ramps needs variance > 0, got {self.variance}")
-        if self.steps is not None and self.steps < 1:
-            raise BadValue(f"Ramps needs steps >= 1, got {self.steps}")
-
-    @property
-    def _e(self) -> float:
-        return 0.0 if self.steps is None else 1.0 / self.steps
-
-    def alpha(self, t: Tensor) -> Tensor:
-        # 1 - A is the opposite ramp, run back from t = 1.
-        opposite = {"decreased": "increased", "increased": "decreased"}.get(self.residual, self.residual)
-        return _ramp(opposite, 1.0 - t, self._e)[0]
-
-    def d_alpha(self, t: Tensor) -> Tensor:
-        return -_ramp(self.residual, t, self._e)[1]
-
-    def sigma(self, t: Tensor) -> Tensor:
-        if self.noise == "increased" and self.steps is None:
-            return math.sqrt(self.variance) * t
-        return torch.sqrt(self.variance * _ramp(self.noise, t, self._e)[0])
-
-    def d_sigma(self, t: Tensor) -> Tensor:
-        if self.noise == "increased" and self.steps is None:
-            return math.sqrt(self.variance) * torch.ones_like(t)
-        return self.sigma_d_sigma(t) / self.sigma(t)  # inf at t = 0
-
-    def sigma_d_sigma(self, t: Tensor) -> Tensor:
-        return 0.5 * self.variance * _ramp(self.noise, t, self._e)[1]
-
-    def time(self, log_snr: Tensor) -> Tensor:
-        return bisect(self, log_snr.double())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Residual(Process):
     """Residual denoising diffusion (RDDM, Liu 2023): ``x_t = x0 + A (y - x0) + B z``, ``A = 1 - alpha``, ``B = sigma``.
@@ -275,11 +233,27 @@ class Residual(Process):
     all of ``x_s`` (ratio 1), so the posterior's variance is ``(B_t^2 - B_s^2) B_s^2 / B_t^2``. The paper's eta
     multiplies that variance, ours (:class:`~condiff.sampling.DDIM`) the standard deviation: ours is its square root.
 
-    Any schedule serves; a DDPM's with y = 0 gives the paper's reading of DDIM.
+    Any schedule serves: :class:`Ramps` are the paper's, :class:`Clocks` let A and B run apart, and a DDPM's with y = 0
+    (:meth:`from_ddim`) is the paper's reading of DDIM.
     """
 
     schedule: Schedule = field(default_factory=Ramps)
     noise_law: NoiseLaw = field(default_factory=Normal)
+
+    @classmethod
+    def from_ddim(cls, scheduler: Any) -> Residual:
+        """A trained DDPM or DDIM, read as residual and noise: y = 0, ``A = 1 - sqrt(abar)``, ``B = sqrt(1 - abar)``.
+
+        Args:
+            scheduler: one of diffusers' with a table ``alphas_cumprod``, or such a table.
+
+        Raises:
+            BadType: neither of them.
+        """
+        table = getattr(scheduler, "alphas_cumprod", scheduler)
+        if not isinstance(table, Tensor | list | tuple):
+            raise BadType(f"a scheduler with alphas_cumprod, or that table, is wanted; got {type(scheduler).__name__}")
+        return cls(schedule=Discrete.from_alphas_cumprod(table))
 
     @property
     def has_source(self) -> bool:
