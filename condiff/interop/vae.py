@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from condiff.codecs import Codec
 from condiff.errors import BadValue
 from condiff.random import Source, as_source
 
 
-class VAE(nn.Module):
-    """``z = (encode(x) - shift) scale``, with both numbers from the autoencoder's configuration.
+class VAE(Codec):
+    """``z = (mean - shift_factor) scaling_factor``, with both numbers from the autoencoder's configuration.
 
     Args:
-        vae: ``AutoencoderKL`` and its kin; not copied, put into evaluation mode.
+        vae: ``AutoencoderKL`` and its kin; not copied, put into evaluation mode. It computes in its own dtype.
     """
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae.eval()
-        self.scale = float(vae.config.scaling_factor)
-        self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.scale.fill_(1.0 / vae.config.scaling_factor)
+        self.shift.fill_(getattr(vae.config, "shift_factor", None) or 0.0)
 
-    def encode(self, x: Tensor, rng: int | Source | None = None) -> Tensor:
-        """The mean of the posterior, or with ``rng`` a draw from it.
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        channels, factor = self.vae.config.in_channels, self.factor
+        if len(shape) != 3 or shape[0] != channels or any(n % factor for n in shape[1:]):
+            wanted = f"({channels}, H, W) with sides that are multiples of {factor}"
+            raise BadValue(f"images of shape {wanted} are wanted, got {tuple(shape)}")
+        return self.vae.config.latent_channels, shape[1] // factor, shape[2] // factor
 
-        Args:
-            x: images (B, 3, H, W) in [-1, 1].
+    def analysis(self, x: Tensor, ref: Any = None) -> Tensor:
+        return self._posterior(x).mean.to(x.dtype)
 
-        Raises:
-            BadValue: a shape that isn't (B, C, H, W), or sides that the factor doesn't divide.
-        """
-        channels = self.vae.config.in_channels
-        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
-            wanted = f"(B, {channels}, H, W) with sides that are multiples of {self.factor}"
-            raise BadValue(f"images of shape {wanted} are wanted, got {tuple(x.shape)}")
-        posterior = self.vae.encode(x.to(self.vae.dtype)).latent_dist
-        z = posterior.mean
-        if rng is not None:
-            z = z + posterior.std * as_source(rng).normal(z.shape, z.dtype, z.device)
-        return ((z - self.shift) * self.scale).to(x.dtype)
+    def synthesis(self, raw: Tensor, side: Any = None) -> Tensor:
+        return self.vae.decode(raw.to(self.vae.dtype), return_dict=False)[0].to(raw.dtype)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to images (B, 3, H, W), about [-1, 1]; not clipped."""
-        z = z.to(self.vae.dtype) / self.scale + self.shift
-        return self.vae.decode(z, return_dict=False)[0].to(z.dtype)
+    def draw(self, x: Tensor, rng: int | Source) -> Tensor:
+        """A draw from the posterior of the latent instead of its mean: (B, 3, H, W) -> (B, C, h, w)."""
+        self.latent_shape(x.shape[1:])
+        posterior = self._posterior(x)
+        noise = as_source(rng).normal(posterior.mean.shape, posterior.mean.dtype, x.device)
+        raw = (posterior.mean + posterior.std * noise).to(x.dtype)
+        return (raw - self.shift) / self.scale
+
+    def _posterior(self, x: Tensor) -> Any:
+        return self.vae.encode(x.to(self.vae.dtype)).latent_dist
