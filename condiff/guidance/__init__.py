@@ -5,9 +5,11 @@ from condiff.guidance.compose import Blend, Given, Switch, auto, product
 from condiff.guidance.free import Free
 from condiff.guidance.gradient import Classifier, Energy, gradient
 from condiff.guidance.guided import Guided
+from condiff.guidance.logits import ClassScore, tempered
 
 __all__ = [
     "Blend",
+    "ClassScore",
     "Classifier",
     "Combine",
     "Energy",
@@ -20,4 +22,5 @@ __all__ = [
     "gradient",
     "nested",
     "product",
+    "tempered",
 ]

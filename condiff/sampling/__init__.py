@@ -24,6 +24,7 @@ from condiff.sampling.solvers.token_filter import TokenFilter
 from condiff.sampling.solvers.tokens import RelaxedAncestral, TauLeaping, TokenAncestral, Unmask, infill
 from condiff.sampling.solvers.unipc import UniPC
 from condiff.sampling.spacing import Spaced, resolution_shift
+from condiff.sampling.steering import Nudge, SineBoost, SineShare
 
 __all__ = [
     "DDIM",
@@ -49,6 +50,7 @@ __all__ = [
     "Karras",
     "Likelihood",
     "MeanShift",
+    "Nudge",
     "Power",
     "PredictorCorrector",
     "Record",
@@ -57,6 +59,8 @@ __all__ = [
     "Run",
     "RungeKutta",
     "Shifted",
+    "SineBoost",
+    "SineShare",
     "Solver",
     "Spaced",
     "State",

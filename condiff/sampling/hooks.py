@@ -104,30 +104,31 @@ class MeanShift(Hook):
         grad: ``grad(u, level, cond)``, the gradient of a per-sample log-density, such as
             ``condiff.guidance.gradient(log_prob)``.
         scale: strength.
-        at: where the gradient is taken: ``"x_t"``, or ``"mean"`` (told the level of x_t).
-        extra: variance added to that of the step, a function of the run; steps without noise (ODE solvers, the
-            last step) are guided by nothing else.
+        at: where the gradient is taken: ``"x_t"``, ``"mean"`` or ``"x0"``, the denoised sample, taken as if it were
+            the gradient at x_t (both told the level of x_t).
+        extra: ``extra(variance, run)``, variance added to that of the step, such as :class:`SineBoost`; steps
+            without noise (ODE solvers, the last step) are guided by nothing else.
     """
 
     grad: Callable[[Tensor, Level, Any], Tensor]
     scale: float = 1.0
     at: str = "x_t"
-    extra: Callable[[Run], Weight] | None = None
+    extra: Callable[[Weight, Run], Weight] | None = None
 
     def __post_init__(self) -> None:
-        if self.at not in ("x_t", "mean"):
-            raise BadValue(f"at must be 'x_t' or 'mean', got {self.at!r}")
+        if self.at not in ("x_t", "mean", "x0"):
+            raise BadValue(f"at must be 'x_t', 'mean' or 'x0', got {self.at!r}")
         if not math.isfinite(self.scale):
             raise BadValue(f"scale must be finite, got {self.scale}")
 
     def mean(self, mean: Tensor, std: Weight, prediction: Prediction, run: Run) -> Tensor:
         variance = std * std
         if self.extra is not None:
-            variance = variance + self.extra(run)
-        if not isinstance(variance, Tensor) and variance == 0.0:
+            variance = variance + self.extra(variance, run)
+        if self.scale == 0.0 or (not isinstance(variance, Tensor) and variance == 0.0):
             return mean
-        grad = self.grad(prediction.x_t if self.at == "x_t" else mean, prediction.level, run.cond)
-        return mean + scale(self.scale * variance, grad)
+        u = mean if self.at == "mean" else getattr(prediction, self.at)
+        return mean + scale(self.scale * variance, self.grad(u, prediction.level, run.cond))
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,6 +91,7 @@ class Run:
         self.denoiser, self.cond, self.rng, self.hooks = denoiser, cond, rng, tuple(hooks)
         self.nfe = 0
         self.index = 0
+        self.steps = 0  # of the whole trajectory
         self.t: Levels
         self.s: Levels
 
@@ -188,7 +189,9 @@ def trajectory(
     begin = getattr(denoiser, "start", None)
     if begin is not None:
         begin()  # stateful guidance begins anew
-    for index, c in enumerate(solver.plan(levels)):
+    plan = solver.plan(levels)
+    run.steps = len(plan)
+    for index, c in enumerate(plan):
         run.index, run.t, run.s = index, levels[index], levels[index + 1]
         for hook in run.hooks:
             x = hook.before(x, run)

@@ -145,13 +145,15 @@ def test_mean_shift_is_std_squared_times_the_gradient():
     std = PROCESS.posterior_std(t, s)
     wanted = 2.0 * std**2 * (Classifier(model, log_prob)(x, t).score - model(x, t).score)
     torch.testing.assert_close(shifted.x_s - plain.x_s, wanted)
-    extra = one([MeanShift(gradient(log_prob), scale=2.0, extra=lambda run: 0.5)])
+    extra = one([MeanShift(gradient(log_prob), scale=2.0, extra=lambda variance, run: 0.5)])
     torch.testing.assert_close(extra.x_s - plain.x_s, wanted * (1.0 + 0.5 / std**2))
     mean = plain.x_s - std * z
     at_mean = one([MeanShift(gradient(log_prob), at="mean")])
     torch.testing.assert_close(at_mean.x_s - plain.x_s, std**2 * gradient(log_prob)(mean, t, {}))
-    with pytest.raises(BadValue, match="'x_t' or 'mean'"):
-        MeanShift(gradient(log_prob), at="x0")
+    at_x0 = one([MeanShift(gradient(log_prob), at="x0")])
+    torch.testing.assert_close(at_x0.x_s - plain.x_s, std**2 * gradient(log_prob)(model(x, t).x0, t, {}))
+    with pytest.raises(BadValue, match="'x_t', 'mean' or 'x0'"):
+        MeanShift(gradient(log_prob), at="score")
 
 
 def test_record_begins_anew_with_each_run():
