@@ -7,6 +7,7 @@ pipelines and guided denoisers share. Anything with that call, a ``process`` and
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,9 @@ class Precondition(ABC):
         """The number the network is told; the process's ``network_time``, in [0, 1], unless overridden."""
         return level.network_time
 
+    def check(self, process: Process) -> None:
+        """Refuse a process that the scalings make no sense for, with :class:`Incompatible`; none by default."""
+
 
 @dataclass(frozen=True)
 class Plain(Precondition):
@@ -73,15 +77,56 @@ class Plain(Precondition):
 
 
 @dataclass(frozen=True)
+class Told(Plain):
+    """Plain, but the network is told a coefficient of the level in place of its time: ``"data"``, ``"source"`` or
+    ``"noise"``.
+
+    A network that removes one thing of several needs to know how much of that there is (RDDM's two clocks, Liu 2023);
+    it then serves every process whose coefficients lie on the same two curves, in whatever order they are run through.
+
+    Args:
+        coefficient: which.
+    """
+
+    coefficient: str = "noise"
+
+    def __post_init__(self) -> None:
+        if self.coefficient not in COEFFICIENTS:
+            raise unknown("coefficient of a level", self.coefficient, COEFFICIENTS)
+        if self.index:
+            raise BadValue("a network that is told a coefficient is told no index: leave index=True out")
+
+    def time(self, level: Level) -> Weight:
+        return getattr(level, self.coefficient)
+
+
+COEFFICIENTS = ("data", "source", "noise")
+
+
+@dataclass(frozen=True)
 class EDMPrecondition(Precondition):
     """Karras 2022, table 1, for any process: with ``s = noise / data`` and ``y = x_t / data``,
 
     ``x0 = c_skip y + c_out F(c_in y, log(s) / 4)``, ``c_skip = sd^2 / (s^2 + sd^2)``,
     ``c_out = s sd / sqrt(s^2 + sd^2)``, ``c_in = 1 / sqrt(s^2 + sd^2)``; sd is the data's standard deviation.
     Written without dividing by data(t), so that data(t) = 0 is fine.
+
+    Args:
+        sigma_data: sd.
+        any_variance: also for noise without a variance (Student-t with at most two degrees of freedom), whose
+            scalings no longer keep the network's input and target at unit variance.
     """
 
     sigma_data: float = 0.5
+    any_variance: bool = False
+
+    def check(self, process: Process) -> None:
+        law = getattr(process, "noise_law", None)
+        if law is not None and math.isinf(law.variance) and not self.any_variance:
+            raise Incompatible(
+                f"EDMPrecondition scales by variances, and {law} has none: use StudentT(df) with df > 2, Plain(), or "
+                "EDMPrecondition(any_variance=True) if that is meant"
+            )
 
     def weights(self, level: Level) -> tuple[Weight, Weight, Weight]:
         a, s, sd = level.data, level.noise, self.sigma_data
@@ -134,6 +179,7 @@ class Denoiser(nn.Module):
             )
         self.network, self.process = network, process
         self.precondition = precondition or Plain()
+        self.precondition.check(process)
         self.targets = tuple(self.precondition.target(name) for name in targets)
         self.shape = tuple(shape) if shape is not None else None
 
@@ -155,6 +201,13 @@ class Denoiser(nn.Module):
         values = {k: combine((c_out, f), (c_skip, x_t)) for k, f in zip(self.targets, parts, strict=True)}
         source = cond.source
         return Prediction(x_t, level, values, source=None if source is None else source.to(x_t.dtype), aux=aux)
+
+    def on(self, process: Process) -> Denoiser:
+        """The same network, and its weights, as a denoiser on another process. Nothing is converted: that makes sense
+        where the network is told all that it needs to know of the level (:class:`Told`); else see
+        :class:`condiff.process.Retimed`.
+        """
+        return Denoiser(self.network, process, self.targets, self.precondition, self.shape).train(self.training)
 
     def config(self) -> dict[str, Any]:
         """Everything needed to build it again, weights apart, as JSON-ready data; see :meth:`from_config`.

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from condiff.config import read_json, to_config
 from condiff.denoiser import Denoiser
-from condiff.errors import BadFile, BadType, Incompatible, unknown
+from condiff.errors import BadFile, BadType, BadValue, Incompatible, unknown
 from condiff.files import read_metadata, read_tensors, write_json, write_tensors
+from condiff.heads import Heads
 from condiff.process import Process
 
 CONFIG = "config.json"
@@ -32,7 +33,7 @@ def ema_file(name: str | None = None) -> str:
 
 def describe(part: Any) -> Any:
     """A denoiser's or another part's configuration; of one that condiff doesn't publish, a note of its type."""
-    if isinstance(part, Denoiser):
+    if isinstance(part, Denoiser | Heads):
         return part.config()
     try:
         return to_config(part)
@@ -86,7 +87,7 @@ def load_model(
     device: Any = "cpu",
     network: nn.Module | None = None,
     process: Process | None = None,
-) -> Denoiser:
+) -> Denoiser | Heads:
     """The denoiser of a model folder or of a checkpoint, in evaluation mode.
 
     Args:
@@ -99,9 +100,18 @@ def load_model(
         Incompatible: weights of another model.
     """
     folder = Path(folder)
-    denoiser = Denoiser.from_config(_config(folder)["denoiser"], network=network, process=process)
+    denoiser = _build(_config(folder)["denoiser"], network, process)
     load_weights(denoiser, find_weights(folder, weights))
     return denoiser.to(device).eval()
+
+
+def _build(config: Mapping[str, Any], network: nn.Module | None, process: Process | None) -> Denoiser | Heads:
+    """The denoiser of a configuration, of one network or of several."""
+    if "heads" not in config:
+        return Denoiser.from_config(config, network=network, process=process)
+    if network is not None or process is not None:
+        raise BadValue("a model of several heads has several networks: build it, then load_weights() into it")
+    return Heads.from_config(config)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -136,7 +146,7 @@ def _newest(folder: Path) -> str:
     return f"; the run isn't finished, but there is a checkpoint: {steps[-1]}" if steps else ""
 
 
-def load_weights(denoiser: Denoiser, path: str | Path) -> dict[str, str]:
+def load_weights(denoiser: Denoiser | Heads, path: str | Path) -> dict[str, str]:
     """Load a weights file into a denoiser; returns what the file says about itself.
 
     Raises:

@@ -24,6 +24,7 @@ from condiff.data.open import options as source_options
 from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadValue, NonFinite
 from condiff.files import write_json
+from condiff.heads import Heads
 from condiff.methods import report, settings
 from condiff.methods.catalogue import find
 from condiff.methods.drawing import Drawing, draw_samples, save_grid
@@ -126,7 +127,7 @@ class RunFolder:
         )
         return trainer.fit()
 
-    def model(self, weights: str = "ema", device: Any = None) -> Denoiser:
+    def model(self, weights: str = "ema", device: Any = None) -> Denoiser | Heads:
         """The trained model."""
         return load_model(self.weights, weights, device=check_device(device or default_device()))
 
