@@ -7,6 +7,7 @@ from condiff.data.loader import loader, shuffled
 from condiff.data.open import SOURCES, open_data, options
 from condiff.data.picture import Framing
 from condiff.data.pictures import Item, Pictures
+from condiff.data.principal import class_laws, gaussian_law
 from condiff.data.ranges import Affine, to_model_range
 from condiff.data.split import split, split_indices
 from condiff.data.statistics import Statistics, statistics
@@ -24,7 +25,9 @@ __all__ = [
     "Subset",
     "TensorData",
     "arrays",
+    "class_laws",
     "digits",
+    "gaussian_law",
     "hub",
     "images",
     "loader",

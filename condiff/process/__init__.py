@@ -4,6 +4,7 @@ from condiff.process.categorical import Absorbing, MaskAndUniform, TokenProcess,
 from condiff.process.curves import VE, OffsetCosine, Sigmoid, SubVP
 from condiff.process.endpoint import Bridge, Endpoint, Interpolant, Residual
 from condiff.process.gaussian import Gaussian, Process
+from condiff.process.gaussian_law import GaussianLaw
 from condiff.process.joint import Joint, JointPrior
 from condiff.process.keep import CosineKeep, Geometric, Keep, LinearKeep, LogLinear, RatioKeep
 from condiff.process.level import Level, Time, stack_levels
@@ -15,6 +16,7 @@ from condiff.process.retime import Retimed
 from condiff.process.schedule import EDM, Cosine, Rectified, Schedule, VPLinear
 from condiff.process.table import Discrete
 from condiff.process.tabulated import Tabulated
+from condiff.process.teleport import Marginal, Teleport
 from condiff.process.token_level import TokenLevel, TokenPrior, TokenTime
 from condiff.process.token_prediction import TokenPrediction, mix_tokens
 
@@ -30,6 +32,7 @@ __all__ = [
     "Discrete",
     "Endpoint",
     "Gaussian",
+    "GaussianLaw",
     "Geometric",
     "Given",
     "Interpolant",
@@ -39,6 +42,7 @@ __all__ = [
     "Level",
     "LinearKeep",
     "LogLinear",
+    "Marginal",
     "MaskAndUniform",
     "Moments",
     "NoiseLaw",
@@ -57,6 +61,7 @@ __all__ = [
     "StudentT",
     "SubVP",
     "Tabulated",
+    "Teleport",
     "Time",
     "TokenLevel",
     "TokenPrediction",

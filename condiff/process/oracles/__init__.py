@@ -1,6 +1,7 @@
 """Oracles: exact denoisers of known data laws, which stand in for any trained model."""
 
 from condiff.process.oracles.finite import Empirical, empirical
+from condiff.process.oracles.low_rank import LowRank, low_rank
 from condiff.process.oracles.mixtures import Mixture, gaussian, mixture
 from condiff.process.oracles.observation import observed
 from condiff.process.oracles.pairs import Paired, paired
@@ -8,11 +9,13 @@ from condiff.process.oracles.token_table import TokenTable, tokens
 
 __all__ = [
     "Empirical",
+    "LowRank",
     "Mixture",
     "Paired",
     "TokenTable",
     "empirical",
     "gaussian",
+    "low_rank",
     "mixture",
     "observed",
     "paired",
