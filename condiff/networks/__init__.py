@@ -7,6 +7,7 @@ from condiff.networks.embedding import TimeEmbedding
 from condiff.networks.hooks import features, read, replace
 from condiff.networks.layout import Layout, layout_of
 from condiff.networks.mlp import MLP, MLPConfig
+from condiff.networks.surgery import Swap, operations, soften
 from condiff.networks.unet import UNet, UNetConfig
 
 __all__ = [
@@ -17,13 +18,16 @@ __all__ = [
     "Layout",
     "MLPConfig",
     "Network",
+    "Swap",
     "TimeEmbedding",
     "UNet",
     "UNetConfig",
     "features",
     "layout_of",
+    "operations",
     "read",
     "replace",
     "set_attention",
+    "soften",
     "use_attention",
 ]
