@@ -11,14 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.errors import BadType, BadValue
+from condiff.errors import BadType, BadValue, Incompatible
 from condiff.fields import checked
 from condiff.process.algebra import match
 from condiff.random import Source
+from condiff.typing import Float
 
 
 class NoiseLaw(ABC):
-    """Base: how to draw z, and whether the marginal score is ``-E[z | x_t] / noise``."""
+    """Base: how to draw z, its density where that is known, and whether the marginal score is ``-E[z | x_t] / noise``.
+
+    The laws here are isotropic: the density of D coordinates is a function of ``q = |z|^2``.
+    """
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -33,6 +37,28 @@ class NoiseLaw(ABC):
         """True when scores, posteriors and SDEs of Gaussian noise apply."""
         return False
 
+    @property
+    def variance(self) -> float:
+        """Of a coordinate; inf where it has none."""
+        return 1.0
+
+    def log_kernel(self, q: Tensor, dims: Tensor | int) -> Tensor:
+        """The log-density of D = ``dims`` coordinates at ``|z|^2 = q``, up to :meth:`log_normaliser`.
+
+        Raises:
+            Incompatible: a law whose density isn't known.
+        """
+        raise Incompatible(f"the density of {self} isn't known: only that of normal and Student-t noise is")
+
+    def log_normaliser(self, dims: int) -> float:
+        """The log-density of D = ``dims`` coordinates at z = 0."""
+        raise Incompatible(f"the density of {self} isn't known: only that of normal and Student-t noise is")
+
+    def log_prob(self, z: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch"]:
+        """The log-density of z in nats, (B,) float64."""
+        dims = z[0].numel()
+        return self.log_kernel(z.double().flatten(1).square().sum(1), dims) + self.log_normaliser(dims)
+
 
 @dataclass(frozen=True)
 class Normal(NoiseLaw):
@@ -44,6 +70,12 @@ class Normal(NoiseLaw):
     @property
     def gaussian(self) -> bool:
         return True
+
+    def log_kernel(self, q: Tensor, dims: Tensor | int) -> Tensor:
+        return -0.5 * q
+
+    def log_normaliser(self, dims: int) -> float:
+        return -0.5 * dims * math.log(2.0 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -79,3 +111,19 @@ class StudentT(NoiseLaw):
     @property
     def gaussian(self) -> bool:
         return math.isinf(self.df)
+
+    @property
+    def variance(self) -> float:
+        if self.gaussian:
+            return 1.0
+        return self.df / (self.df - 2.0) if self.df > 2.0 else math.inf
+
+    def log_kernel(self, q: Tensor, dims: Tensor | int) -> Tensor:
+        """``-(D + df) / 2 log(1 + q / df)``, which tends to ``-q / 2``."""
+        return -0.5 * q if self.gaussian else -0.5 * (dims + self.df) * torch.log1p(q / self.df)
+
+    def log_normaliser(self, dims: int) -> float:
+        if self.gaussian:
+            return Normal().log_normaliser(dims)
+        top = math.lgamma(0.5 * (dims + self.df)) - math.lgamma(0.5 * self.df)
+        return top - 0.5 * dims * math.log(self.df * math.pi)

@@ -59,6 +59,9 @@ class Moments(Prior):
     Args:
         mean: a number, a tensor of a sample's shape, or one per row (B, ...).
         var: the data's variance per coordinate.
+
+    Raises:
+        BadValue: a negative variance, a mean that isn't finite, or one that isn't of the state's shape.
     """
 
     mean: float | Tensor = 0.0
@@ -67,6 +70,8 @@ class Moments(Prior):
     def __post_init__(self) -> None:
         if not self.var >= 0.0:
             raise BadValue(f"var must be >= 0, got {self.var}")
+        if isinstance(self.mean, Tensor) and not algebra.holds(torch.isfinite(self.mean)):
+            raise BadValue("mean holds NaN or infinity")
 
     def sample(self, level, shape, rng, *, source=None, dtype=torch.float32, device="cpu") -> Tensor:
         law = level.process.noise_law
@@ -88,19 +93,19 @@ class Moments(Prior):
         """log-density of the initial state in nats, (B,) float64.
 
         Raises:
-            Incompatible: noise that isn't Gaussian, or none at this level.
+            Incompatible: no noise at this level, or other than Gaussian noise beside data of some variance.
         """
-        if not level.process.noise_law.gaussian or level.noise == 0.0:
-            raise Incompatible(f"{level.process} has no Gaussian density at t = {level.t}")
+        law = level.process.noise_law
+        if level.noise == 0.0 or not (law.gaussian or self.var == 0.0):
+            raise Incompatible(f"{self} has no density that is known for {level.process} at t = {level.t}")
         mean = torch.as_tensor(self.mean, dtype=torch.float64, device=x.device).expand(x.shape)
         away = x.double() - level.data * mean
         if level.process.has_source:
             if source is None:
                 raise BadValue(f"the density of {level.process} needs the endpoint: give source=")
             away = away - level.source * source.double()
-        var = level.data**2 * self.var + level.noise**2
-        dims = away[0].numel()
-        return -0.5 * (away.flatten(1).square().sum(1) / var + dims * math.log(2.0 * math.pi * var))
+        std = math.sqrt(level.data**2 * self.var + level.noise**2)
+        return law.log_prob(away / std) - away[0].numel() * math.log(std)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +121,7 @@ class Given(Prior):
 
 
 def _expand(mean: Tensor, shape: Sequence[int]) -> Tensor:
-    try:
-        return mean.expand(*shape)
-    except RuntimeError:
-        raise BadValue(f"mean of shape {tuple(mean.shape)} doesn't fit a state of shape {tuple(shape)}") from None
+    """A mean of one number, of a sample's shape or of the whole state's; nothing else is broadcast."""
+    if mean.ndim and tuple(mean.shape) not in (tuple(shape), tuple(shape[1:])):
+        raise BadValue(f"mean of shape {tuple(mean.shape)} doesn't fit a state of shape {tuple(shape)}")
+    return mean.expand(*shape)

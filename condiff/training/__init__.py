@@ -5,6 +5,7 @@ from condiff.training.config import TrainConfig
 from condiff.training.ema import EMA, Average, Exponential, PowerFunction
 from condiff.training.joint import JointDenoising
 from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Losses, Objective
+from condiff.training.stable import StableTarget
 from condiff.training.times import DiscreteTimes, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
 from condiff.training.trainer import Status, Trainer, train
 from condiff.training.variance import LearnedVariance
@@ -45,6 +46,7 @@ __all__ = [
     "PerFrame",
     "PowerFunction",
     "Sigmoid",
+    "StableTarget",
     "Status",
     "Stratified",
     "Times",

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue, Degenerate, Incompatible
+from condiff.errors import BadValue, Degenerate
 from condiff.process.algebra import Weight
 from condiff.process.gaussian import Process
 from condiff.process.level import Level, Time
@@ -31,32 +31,6 @@ from condiff.process.prediction import Prediction
 from condiff.random import as_source
 
 CHUNK = 2**22  # entries of the (rows, points) matrix that are held at a time
-
-
-def degrees(law: NoiseLaw) -> float:
-    """Degrees of freedom of a noise law, inf for the normal.
-
-    Raises:
-        Incompatible: a law whose density isn't known here.
-    """
-    if law.gaussian:
-        return math.inf
-    df = getattr(law, "df", None)
-    if df is None:
-        raise Incompatible(f"oracles.empirical knows normal and Student-t noise, not {law}")
-    return float(df)
-
-
-def log_kernel(q: Tensor, dims: Tensor | int, df: float) -> Tensor:
-    """The noise's log-density at squared distance q, up to a constant."""
-    return -0.5 * q if math.isinf(df) else -0.5 * (dims + df) * torch.log1p(q / df)
-
-
-def log_normaliser(dims: int, df: float) -> float:
-    """``log density(0)`` of D-dimensional standard noise."""
-    if math.isinf(df):
-        return -0.5 * dims * math.log(2.0 * math.pi)
-    return math.lgamma(0.5 * (dims + df)) - math.lgamma(0.5 * df) - 0.5 * dims * math.log(df * math.pi)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,10 +50,6 @@ class Empirical:
     @property
     def kinds(self) -> dict[str, str]:
         return {} if self.labels is None else {"label": "label"}
-
-    @property
-    def df(self) -> float:
-        return degrees(self.process.noise_law)
 
     def __call__(self, x_t: Tensor, t: Time, cond: Cond = None) -> Prediction:
         """E[x0 | x_t] and E[z | x_t]."""
@@ -115,7 +85,8 @@ class Empirical:
         Raises:
             Degenerate: where noise(t) = 0.
         """
-        level, df, points = self._noisy(t), self.df, self.points.to(x_t.device)
+        level, points = self._noisy(t), self.points.to(x_t.device)
+        df = getattr(self.process.noise_law, "df", math.inf)
         out = []
         for part in self._parts(x_t, level, cond):
             r = part.log_joint.softmax(-1)
@@ -171,7 +142,7 @@ class Empirical:
             rows = slice(start, start + size)
             chosen = None if label is None else (label[0][rows], label[1][rows])
             log_w = label_weights(weights, labels, chosen)
-            part = _part(x[rows], a[rows], s[rows], points, log_w, self.df)
+            part = _part(x[rows], a[rows], s[rows], points, log_w, self.process.noise_law)
             if vanishes(level.noise):
                 part = replace(part, log_joint=part.log_joint + _matching(part, points, log_w))
             yield part
@@ -199,12 +170,12 @@ def _expand(w: Weight, x_t: Tensor, x: Tensor) -> Tensor:
     return rows[:, 0].expand(x.shape)
 
 
-def _part(x: Tensor, a: Tensor, s: Tensor, points: Tensor, log_w: Tensor, df: float) -> _Part:
+def _part(x: Tensor, a: Tensor, s: Tensor, points: Tensor, log_w: Tensor, law: NoiseLaw) -> _Part:
     clean = s == 0.0
     safe = torch.where(clean, 1.0, s)
     q = squared_distances(x, a, torch.where(clean, 0.0, 1.0 / safe**2), points)
     dims = (~clean).sum(-1, keepdim=True)
-    log_like = log_kernel(q, dims, df) + log_normaliser(x.shape[-1], df) - torch.log(safe).sum(-1, keepdim=True)
+    log_like = law.log_kernel(q, dims) + law.log_normaliser(x.shape[-1]) - torch.log(safe).sum(-1, keepdim=True)
     return _Part(x, a, s, q, log_w + log_like)
 
 
@@ -244,7 +215,7 @@ def empirical(process: Process, data: Any, labels: Any = None, weights: Any = No
         BadValue: shapes that don't fit.
         Incompatible: another noise law.
     """
-    degrees(process.noise_law)
+    process.noise_law.log_normaliser(1)  # refuses a law without a known density
     data = torch.as_tensor(data)
     if data.ndim < 2 or len(data) == 0:
         raise BadValue(f"data must be (samples, *shape of a sample), got {tuple(data.shape)}")
