@@ -28,8 +28,8 @@ from condiff.sampling.solvers.renoise import directed
 class JointSolver(Solver):
     """A solver for every variable, or one for all.
 
-    Any rule that evaluates once per step serves (Heun doesn't). Hooks see dictionaries; ``Hook.mean`` is called per
-    variable, with ``run.name``.
+    Any rule that evaluates once per step serves (Heun doesn't). Hooks see dictionaries; ``Hook.mean`` and ``Hook.drawn``
+    are called per variable, with ``run.name``.
 
     Example:
         ``JointSolver({"image": DPMSolver(), "label": TokenAncestral()})``
@@ -125,6 +125,11 @@ class Part:
         for hook in self.hooks:
             mean = hook.mean(mean, std, prediction, self)
         return mean
+
+    def on_drawn(self, noise: Tensor, mean: Tensor, std: Any, prediction: Any) -> Tensor:
+        for hook in self.hooks:
+            noise = hook.drawn(noise, mean, std, prediction, self)
+        return noise
 
     def draw(self, x: Tensor) -> Tensor:
         """Noise of this variable's law."""

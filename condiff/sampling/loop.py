@@ -40,6 +40,9 @@ class Hook:
         super().__init_subclass__(**options)
         checked(cls)
 
+    def start(self, run: Run) -> None:
+        """Before the first step of a trajectory: begin anew, refuse what doesn't fit (``run.solver``, ``run.levels``)."""
+
     def before(self, x: Tensor, run: Run) -> Tensor:
         """The state at the start of a step (at ``run.t``): displace it, replace its known part."""
         return x
@@ -51,6 +54,10 @@ class Hook:
     def mean(self, mean: Tensor, std: Weight, prediction: Prediction, run: Run) -> Tensor:
         """The mean of x_s, before its noise is added."""
         return mean
+
+    def drawn(self, noise: Tensor, mean: Tensor, std: Weight, prediction: Prediction, run: Run) -> Tensor:
+        """The noise of a step that has some, before it is added: ``x_s = mean + std noise``."""
+        return noise
 
     def after(self, step: Step, run: Run) -> Tensor:
         """The new state ``step.x_s``."""
@@ -85,7 +92,14 @@ class Step:
 
 
 class Run:
-    """The running trajectory, as solvers and hooks see it: where it is, and what they may ask for."""
+    """The running trajectory, as solvers and hooks see it: where it is, and what they may ask for.
+
+    ``solver`` is the rule, ``levels`` those of the whole grid, ``held`` the mask of what is held, if there is one.
+    """
+
+    solver: Solver
+    levels: Sequence[Levels]
+    held: Any
 
     def __init__(self, denoiser: Denoises, cond: Any, rng: Source, hooks: Sequence[Hook]) -> None:
         self.denoiser, self.cond, self.rng, self.hooks = denoiser, cond, rng, tuple(hooks)
@@ -110,6 +124,11 @@ class Run:
         for hook in self.hooks:
             mean = hook.mean(mean, std, prediction, self)
         return mean
+
+    def on_drawn(self, noise: Tensor, mean: Tensor, std: Weight, prediction: Prediction) -> Tensor:
+        for hook in self.hooks:
+            noise = hook.drawn(noise, mean, std, prediction, self)
+        return noise
 
     def draw(self, x: Tensor) -> Tensor:
         """Noise of the process's law, of x's shape."""
@@ -161,7 +180,8 @@ def trajectory(
     """Step from the given state ``x`` along a grid, yielding every step.
 
     Args:
-        denoiser: anything with the Denoiser interface.
+        denoiser: anything with the Denoiser interface. Hooks of its own (``step_hooks``, of guidance with a memory) act
+            after the given ones.
         x: the state at the grid's first time, (B, ...); a dictionary for a joint process.
         solver: the update rule.
         cond: conditions.
@@ -183,14 +203,17 @@ def trajectory(
     cond = matched(as_conditions(cond, getattr(denoiser, "kinds", None), _device_of(x)), x)
     _check(denoiser, x, levels, cond, held, hooks)
     held = held if held is None or isinstance(held, Mapping) else held.to(_device_of(x))
-    run = Run(denoiser, cond, as_source(rng), hooks)
+    run = Run(denoiser, cond, as_source(rng), (*hooks, *getattr(denoiser, "step_hooks", ())))
     solver = join(solver, process, levels, up)
+    run.solver, run.levels, run.held = solver, levels, held
     state = solver.start()
     begin = getattr(denoiser, "start", None)
     if begin is not None:
         begin()  # stateful guidance begins anew
     plan = solver.plan(levels)
     run.steps = len(plan)
+    for hook in run.hooks:
+        hook.start(run)
     for index, c in enumerate(plan):
         run.index, run.t, run.s = index, levels[index], levels[index + 1]
         for hook in run.hooks:

@@ -110,6 +110,12 @@ class Solver(ABC):
         """Whether steps draw noise."""
         return False
 
+    @property
+    def relative_noise(self) -> float | None:
+        """The rate of fresh noise relative to the reverse SDE's, as steps become small: 1 for the reverse SDE and
+        ancestral sampling, 0 for an ODE, None where it is no fixed multiple."""
+        return None if self.stochastic else 0.0
+
     @abstractmethod
     def plan(self, levels: Sequence[Level]) -> list[Any]:
         """Coefficients of each of the ``len(levels) - 1`` steps."""
@@ -142,5 +148,5 @@ class Solver(ABC):
         mean = run.on_mean(mean, std, prediction)
         if not isinstance(std, Tensor) and std == 0.0:
             return mean, prediction, None
-        noise = run.draw(x)
+        noise = run.on_drawn(run.draw(x), mean, std, prediction)
         return combine((1.0, mean), (std, noise)), prediction, noise

@@ -31,6 +31,10 @@ class DDIM(Linear):
     def stochastic(self) -> bool:
         return self.eta > 0.0
 
+    @property
+    def relative_noise(self) -> float:
+        return self.eta**2
+
     def weights(self, t: Level, s: Level) -> Weights:
         std = self.eta * t.process.posterior_std(t, s) if self.eta else 0.0
         return Weights(s.data, algebra.sqrt(s.noise * s.noise - std * std), s.source, std)

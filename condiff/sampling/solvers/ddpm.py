@@ -52,6 +52,10 @@ class DDPM(Solver):
     def stochastic(self) -> bool:
         return True
 
+    @property
+    def relative_noise(self) -> float:
+        return 1.0
+
     def plan(self, levels: Sequence[Level]) -> list[Weights]:
         return [self._weights(t, s) for t, s in itertools.pairwise(levels)]
 

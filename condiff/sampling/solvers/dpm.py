@@ -60,6 +60,10 @@ class DPMSolverPP(Multistep):
         return self.noise > 0.0
 
     @property
+    def relative_noise(self) -> float:
+        return self.noise
+
+    @property
     def kind(self) -> str:
         return "x0"
 
