@@ -159,6 +159,16 @@ class Conditions(Mapping[str, Condition]):
             out[name] = replace(out[name], keep=torch.zeros_like(out[name].kept()))
         return Conditions(out)
 
+    def for_kinds(self, kinds: Mapping[str, str]) -> Conditions:
+        """As a model without an endpoint knows them: endpoints only where ``kinds`` has their name, of that kind."""
+        out = {}
+        for name, entry in self.items():
+            if entry.kind != "endpoint":
+                out[name] = entry
+            elif name in kinds:
+                out[name] = replace(entry, kind=kinds[name])
+        return Conditions(out)
+
     def replace(self, **entries: Condition) -> Conditions:
         """With some entries replaced or added."""
         return Conditions({**self._entries, **entries})

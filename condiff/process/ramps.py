@@ -169,9 +169,7 @@ class Clocks(Schedule):
                 raise BadValue(f"{name} is a list of times from 0 to 1 that never fall, got {times}")
             object.__setattr__(self, name, times)
         if len(self.residual) != len(self.noise):
-            raise BadValue(
-                f"a pair of times has two: got {len(self.residual)} of residual and {len(self.noise)} of noise"
-            )
+            raise BadValue(f"{len(self.residual)} times of residual and {len(self.noise)} of noise don't make pairs")
 
     @classmethod
     def residual_first(cls, base: Schedule) -> Clocks:
@@ -193,9 +191,8 @@ class Clocks(Schedule):
 
     def _slope(self, times: tuple[float, ...], curve, t: Tensor) -> Tensor:
         at, rate = self._clock(times, t)
-        return torch.where(
-            rate == 0.0, 0.0, curve(at) * rate
-        )  # a clock that stands still, also where a slope is infinite
+        # A clock that stands still has no slope, also where the curve's own is infinite.
+        return torch.where(rate == 0.0, 0.0, curve(at) * rate)
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.base.alpha(self._clock(self.residual, t)[0])

@@ -4,6 +4,9 @@ Two paths ``x_t = data x0 + noise z`` with the same law of z differ only by a ch
 where their log-SNRs agree, ``x' = k x`` with ``k = |(data', noise')| / |(data, noise)|``, and so do ``E[x0 | x]`` and
 ``E[z | x]``. A model of Stable Diffusion is thus sampled on the straight path, a flow model on EDM's, without any
 training (Karras 2022; kinetic-optimal paths).
+
+A path to an endpoint is one of these paths once the endpoint's share is taken off, ``x_t - source y``: a model without
+an endpoint also serves a residual process or a bridge, and with y = 0 the residual process generates (RDDM, Liu 2023).
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from torch import Tensor
 
 from condiff.errors import BadValue, Incompatible, unknown
 from condiff.process import algebra
-from condiff.process.algebra import Weight, scale
+from condiff.process.algebra import Weight, combine, scale
+from condiff.process.gaussian import Process
 from condiff.process.level import Level, Time
 from condiff.process.prediction import Prediction
 
@@ -28,13 +32,14 @@ class Retimed:
 
     Args:
         denoiser: any denoiser of a Gaussian path with an invertible log-SNR.
-        process: the path to be sampled.
+        process: the path to be sampled. One with an endpoint finds it among the conditions; the inner denoiser sees
+            that entry only if it was built for its name.
         outside: what happens where the inner path doesn't reach (the pure noise of a straight path, for a model whose
             last level keeps some signal): ``"refuse"``, or ``"nearest"``, which takes what the inner model says of the
             same state at its own end, an approximation as good as its prior there.
 
     Raises:
-        Incompatible: paths with an endpoint, without an inverse of the log-SNR, or with different laws of noise.
+        Incompatible: an inner path with an endpoint or without an inverse of the log-SNR, or different laws of noise.
 
     Example:
         >>> straight = Retimed(stable_diffusion, Gaussian(Rectified()))
@@ -46,9 +51,9 @@ class Retimed:
             raise unknown("treatment of what lies outside", outside, OUTSIDE)
         inner = denoiser.process
         for path in (inner, process):
-            if getattr(path, "has_source", True):
+            if not isinstance(path, Process) or (path is inner and path.has_source):
                 raise Incompatible(f"re-timing needs paths from data to noise, not {path}")
-            path.time(torch.zeros(1, dtype=torch.float64))  # refuses paths without an inverse
+        inner.time(torch.zeros(1, dtype=torch.float64))  # refuses a path without an inverse
         if inner.noise_law != process.noise_law and not (inner.noise_law.gaussian and process.noise_law.gaussian):
             raise Incompatible(f"{inner} and {process} have different laws of noise: no scale makes them one")
         self.denoiser, self.process, self.outside = denoiser, process, outside
@@ -112,9 +117,21 @@ class Retimed:
 
     def __call__(self, x_t: Tensor, t: Time, cond: Any = None) -> Prediction:
         inner, k, exact = self.match(t)
-        said = self.denoiser(scale(k, x_t), inner, cond)
+        level, source = self.process.at(t), None
+        state = x_t
+        if self.process.has_source:
+            cond, source = self._without_endpoint(cond)
+            state = combine((1.0, x_t), (-1.0 * level.source, source.to(x_t)))
+        said = self.denoiser(scale(k, state), inner, cond)
         values = _carried(said, k) if exact else {"x0": said.x0, "noise": said.noise}
-        return Prediction(x_t, self.process.at(t), values, aux=said.aux)
+        return Prediction(x_t, level, values, source=source, aux=said.aux)
+
+    def _without_endpoint(self, cond: Any) -> tuple[Any, Tensor]:
+        """The conditions as the inner denoiser knows them, and the endpoint."""
+        source = getattr(cond, "source", None)
+        if source is None:
+            raise BadValue(f"{self.process} moves to an endpoint: give a condition of kind 'endpoint'")
+        return cond.for_kinds(self.kinds), source
 
     def __repr__(self) -> str:
         return f"Retimed({self.denoiser.process} -> {self.process})"

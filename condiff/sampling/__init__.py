@@ -1,9 +1,10 @@
 """Samplers: grids, solvers and the loop."""
 
 from condiff.sampling.adaptive import Adaptive
+from condiff.sampling.affine import GaussianLaw, affine_law, continuous_law
 from condiff.sampling.corrector import PredictorCorrector
 from condiff.sampling.grid import Grid, Power, Shifted, Uniform
-from condiff.sampling.hooks import ClipX0, Displace, DynamicThreshold, MeanShift, Record, X0Replace
+from condiff.sampling.hooks import ClipResidual, ClipX0, Displace, DynamicThreshold, MeanShift, Record, X0Replace
 from condiff.sampling.inpaint import Inpaint, repaint_grid
 from condiff.sampling.inversion import Inversion, invert
 from condiff.sampling.joint import JointSolver
@@ -23,7 +24,7 @@ from condiff.sampling.solvers.sde import SDE
 from condiff.sampling.solvers.token_filter import TokenFilter
 from condiff.sampling.solvers.tokens import RelaxedAncestral, TauLeaping, TokenAncestral, Unmask, infill
 from condiff.sampling.solvers.unipc import UniPC
-from condiff.sampling.spacing import Spaced, resolution_shift
+from condiff.sampling.spacing import Spaced, Strided, resolution_shift
 from condiff.sampling.steering import Nudge, SineBoost, SineShare
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "AdamsBashforth",
     "Adaptive",
     "BetaSigmas",
+    "ClipResidual",
     "ClipX0",
     "Consistency",
     "DPMSolver",
@@ -41,6 +43,7 @@ __all__ = [
     "DynamicThreshold",
     "Entry",
     "Euler",
+    "GaussianLaw",
     "Grid",
     "Heun",
     "Hook",
@@ -65,6 +68,7 @@ __all__ = [
     "Spaced",
     "State",
     "Step",
+    "Strided",
     "TauLeaping",
     "TokenAncestral",
     "TokenFilter",
@@ -73,6 +77,8 @@ __all__ = [
     "UniformLogSNR",
     "Unmask",
     "X0Replace",
+    "affine_law",
+    "continuous_law",
     "infill",
     "invert",
     "log_likelihood",

@@ -65,6 +65,46 @@ def row_quantile(x: Tensor, q: float) -> Tensor:
     return below if low == high else below.lerp(x.kthvalue(high + 1, dim=1).values, place - low)
 
 
+@dataclass(frozen=True)
+class ClipResidual(Hook):
+    """The residual ``y - x0`` clipped to ``[-bound, bound]``, beside the noise as it was predicted.
+
+    Samples and endpoints in [-1, 1] differ by up to 2. With ``x0`` given, x0 is clipped to ``[-x0, x0]`` as well, and
+    the last step, to t = 0, returns it. ``ClipResidual(1.0, x0=1.0)`` is what the released code of RDDM (Liu 2023)
+    does: whatever follows from a clipped quantity follows from its clipped value, the noise is never clipped. Its bound
+    of 1 distorts strong degradations.
+
+    Args:
+        bound: of the residual.
+        x0: of the sample, or None for none.
+    """
+
+    bound: float = 2.0
+    x0: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.bound > 0.0 and (self.x0 is None or self.x0 > 0.0)):
+            raise BadValue(f"ClipResidual needs bounds > 0, got {self.bound} and {self.x0}")
+
+    def prediction(self, prediction: Prediction, run: Run) -> Prediction:
+        said, clean = prediction, prediction.values.get("x0")
+        if self.x0 is not None and set(said.values) == {"noise"}:  # its residual follows from the clipped sample
+            clean = said.x0.clamp(-self.x0, self.x0)
+            residual, noise = said.set("x0", clean).residual, said.noise
+        else:
+            residual = said.residual.clamp(-self.bound, self.bound)
+            noise = said.noise if "noise" in said.values else said.set("residual", residual).noise
+        new = Prediction(said.x_t, said.level, {"residual": residual, "noise": noise}, said.source, dict(said.aux))
+        if self.x0 is not None:
+            new.aux["clipped_x0"] = (new.x0 if clean is None else clean).clamp(-self.x0, self.x0)
+        return new
+
+    def mean(self, mean: Tensor, std: Weight, prediction: Prediction, run: Run) -> Tensor:
+        if self.x0 is None or isinstance(run.s.t, Tensor) or run.s.t != 0.0:
+            return mean
+        return prediction.aux["clipped_x0"]
+
+
 @dataclass(frozen=True, eq=False)
 class X0Replace(Hook):
     """x0 replaced by ``fn(x0, run)``: projections onto an observation, harmonised colours, a decoded and re-encoded

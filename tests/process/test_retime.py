@@ -164,8 +164,9 @@ def test_student_t_paths_are_retimed_among_themselves():
 
 def test_refusals():
     exact = _exact(Gaussian(Cosine()))
+    pairs = oracles.paired(Bridge(), torch.zeros(2, 2), torch.eye(4))
     with pytest.raises(Incompatible, match="from data to noise"):
-        Retimed(exact, Bridge())
+        Retimed(pairs, Gaussian(Cosine()))
     with pytest.raises(BadValue, match="nearest"):
         Retimed(exact, Gaussian(Rectified()), outside="clip")
 
