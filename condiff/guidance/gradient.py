@@ -20,6 +20,7 @@ from torch import Tensor
 
 from condiff.conditions import Conditions
 from condiff.denoiser import Denoises
+from condiff.derivatives import as_leaf, without_graph
 from condiff.errors import BadValue, Degenerate, Incompatible, NonFinite, unknown
 from condiff.guidance.guided import (
     Guided,
@@ -65,7 +66,7 @@ def value_gradient(x: Tensor, fn: Callable[[Tensor], tuple[Tensor, Any]]) -> tup
         raise Incompatible("guidance by gradients can't run in torch.inference_mode(); use torch.no_grad()")
     outer = torch.is_grad_enabled()
     with torch.enable_grad():
-        u = x if outer and x.requires_grad else x.detach().requires_grad_()
+        u = x if outer and x.requires_grad else as_leaf(x)
         value, extra = fn(u)
         if value.shape != x.shape[:1]:
             raise BadValue(f"an energy must give one value per sample, {tuple(x.shape[:1])}, got {tuple(value.shape)}")
@@ -214,12 +215,12 @@ def detached(prediction: Prediction, x_t: Tensor) -> Prediction:
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.detach()
+            return without_graph(value)
         if isinstance(value, Prediction):
             return detached(value, x_t)
         return [cut(v) for v in value] if isinstance(value, list | tuple) else value
 
-    values = {k: v.detach() for k, v in prediction.values.items()}
+    values = {k: without_graph(v) for k, v in prediction.values.items()}
     aux = {k: cut(v) for k, v in prediction.aux.items()}
     return Prediction(x_t, prediction.level, values, prediction.source, aux)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -236,3 +237,8 @@ class Discrete(Schedule):
         inner = (a - log_alpha) / torch.where(torch.isinf(b), 1.0, a - b)
         u = torch.where(torch.isinf(b), -torch.expm1(log_alpha - a), inner)
         return ((right - 1 + u) / self.steps).clamp(0.0, 1.0)
+
+
+def table_size(process: Any) -> int | None:
+    """The number of numbered levels of a process with a table (index i is t = (i + 1) / N)."""
+    return getattr(getattr(process, "schedule", None), "steps", None)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
+from condiff.derivatives import divergence, draw_probes
 from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.process.gaussian import Process
 from condiff.process.level import Level
@@ -27,7 +28,6 @@ from condiff.sampling.grid import Grid
 from condiff.sampling.loop import as_grid
 
 METHODS = ("exact", "hutchinson")
-PROBES = ("rademacher", "normal")
 Pair = tuple[Tensor, Tensor]  # the state (B, ...) and the integrated divergence (B, probes)
 
 
@@ -135,25 +135,6 @@ def _steps(steps: int | None, grid: Any, solver: Adaptive | None) -> int | None:
     return steps
 
 
-def draw_probes(probes: int | Tensor, probe: str, x: Tensor, rng: Source) -> Tensor:
-    """(P, B, ...) with unit second moment.
-
-    Raises:
-        BadValue: fewer than one, another shape, an unknown law.
-    """
-    if isinstance(probes, Tensor):
-        if probes.shape[1:] != x.shape:
-            raise BadValue(f"given probes must be (P, {', '.join(map(str, x.shape))}), got {tuple(probes.shape)}")
-        return probes.to(x)
-    if probes < 1:
-        raise BadValue(f"probes must be at least 1, got {probes}")
-    if probe == "normal":
-        return torch.stack([rng.normal(x.shape, x.dtype, x.device) for _ in range(probes)])
-    if probe != "rademacher":
-        raise unknown("probe", probe, PROBES)
-    return torch.stack([2.0 * rng.bernoulli(0.5, x.shape, x.device).to(x) - 1.0 for _ in range(probes)])
-
-
 class _Flow:
     """The augmented ODE: the state and the integral of the divergence."""
 
@@ -167,12 +148,7 @@ class _Flow:
     def _quantity(self, kind: str, level: Level, x: Tensor) -> Pair:
         """A predicted quantity at x with its divergence."""
         self.nfe += 1
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = self.denoiser(x, level, self.cond).to(kind)
-            if self.probes is None:
-                return value.detach(), exact(value, x, self.chunk)
-            return value.detach(), hutchinson(value, x, self.probes, self.chunk)
+        return divergence(self.denoiser, x, level, self.cond, kind=kind, probes=self.probes, chunk=self.chunk)
 
     def run(self, x: Tensor, levels: list[Level], solver: Adaptive | None) -> Pair:
         floor = (solver.floor if solver else None) or default_floor(x.dtype)
@@ -205,34 +181,6 @@ class _Flow:
             # One dtype for both; the divergence of a float32 state isn't known better than float32 anyway.
             x, total = odeint(self.field, (x, total.to(dtype)), t, s, solver)
         return x, total.double()
-
-
-def exact(velocity: Tensor, x: Tensor, chunk: int) -> Tensor:
-    """``sum_i d velocity_i / d x_i``, (B, 1) float64, by D backward passes, ``chunk`` at once."""
-    batch, dims = x.shape[0], x[0].numel()
-    total = torch.zeros(batch, dtype=torch.float64, device=x.device)
-    for start in range(0, dims, chunk):
-        index = torch.arange(start, min(start + chunk, dims), device=x.device)
-        basis = torch.zeros(len(index), dims, dtype=x.dtype, device=x.device)
-        basis[torch.arange(len(index)), index] = 1.0
-        basis = basis[:, None].expand(-1, batch, -1).reshape(len(index), *x.shape)
-        rows = backward(velocity, x, basis, batched=chunk > 1).reshape(len(index), batch, dims)
-        total += rows.gather(2, index[:, None, None].expand(-1, batch, 1)).double().sum((0, 2))
-    return total[:, None]
-
-
-def hutchinson(velocity: Tensor, x: Tensor, probes: Tensor, chunk: int) -> Tensor:
-    """``e . J e`` per probe, (B, P) float64."""
-    rows = torch.cat([backward(velocity, x, e, batched=len(e) > 1) for e in probes.split(chunk)])
-    return (rows * probes).flatten(2).double().sum(2).T
-
-
-def backward(velocity: Tensor, x: Tensor, vectors: Tensor, batched: bool) -> Tensor:
-    """``v^T J`` for each of the vectors (N, B, ...)."""
-    if batched:
-        (rows,) = torch.autograd.grad(velocity, x, vectors, retain_graph=True, is_grads_batched=True)
-        return rows
-    return torch.stack([torch.autograd.grad(velocity, x, v, retain_graph=True)[0] for v in vectors])
 
 
 def runge_kutta(field: Callable[[float, Pair], Pair], t: float, s: float, state: Pair) -> Pair:

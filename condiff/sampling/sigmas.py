@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from condiff.errors import BadValue, require_extra, unknown
 from condiff.process.gaussian import Process
-from condiff.sampling.grid import Grid, with_clean_end
+from condiff.process.table import table_size
+from condiff.sampling.grid import Grid, check_start_time, with_clean_end
 
 LAST = ("clean", "sigma_min")
 SIGMA_MIN = 0.002
@@ -56,6 +57,9 @@ class Sigmas(Grid):
         times = process.time(-2.0 * torch.log(sigmas))
         return torch.where(sigmas == 0.0, 0.0, times)
 
+    def starting(self, start: float, process: Process) -> Sigmas:
+        return replace(self, sigma_max=_sigma(process, check_start_time(start)))
+
     def _ends(self, process: Process) -> tuple[float, float]:
         top = _sigma(process, 1.0)
         high = top if self.sigma_max is None else self.sigma_max
@@ -75,12 +79,6 @@ def _sigma(process: Process, t: float) -> float:
 def _lowest(process: Process) -> float:
     steps = table_size(process)
     return SIGMA_MIN if steps is None else _sigma(process, 1.0 / steps)
-
-
-def table_size(process: Process) -> int | None:
-    """The number of numbered levels of a process with a table (index i is t = (i + 1) / N)."""
-    schedule = getattr(process, "schedule", None)
-    return getattr(schedule, "steps", None)
 
 
 @dataclass(frozen=True)

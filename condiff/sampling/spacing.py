@@ -7,15 +7,16 @@ half to even from real positions, never stepped by a rounded stride. Index i is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.process.gaussian import Process
-from condiff.sampling.grid import Grid
-from condiff.sampling.sigmas import table_size
+from condiff.process.table import table_size
+from condiff.sampling.grid import Grid, check_start_time, with_clean_end
 
 SPACINGS = ("trailing", "leading", "linspace")
 LAST = ("clean", "first")
@@ -39,6 +40,7 @@ class Spaced(Grid):
     offset: int = 0
     last: str = "clean"
     one_more: bool = False
+    start: float = 1.0
 
     def __post_init__(self) -> None:
         if self.spacing not in SPACINGS:
@@ -51,15 +53,20 @@ class Spaced(Grid):
             raise BadValue(f"offset is a number >= 0 for spacing='leading', got {self.offset} for {self.spacing!r}")
         if self.one_more and self.spacing == "trailing":
             raise BadValue("one_more belongs to spacing='leading' and 'linspace'")
+        check_start_time(self.start)
+
+    def starting(self, start: float, process: Process) -> Spaced:
+        _first_levels(_table(process), start)
+        return replace(self, start=start)
 
     def indices(self, process: Process, steps: int) -> Tensor:
         """The indices at which the denoiser is evaluated, from high to low, int64 (steps,).
 
         Raises:
             Incompatible: a process without a table.
-            BadValue: more steps than the table has levels, or an offset that leads out of it.
+            BadValue: more steps than the table has levels, an offset that leads out of it, a start between two levels.
         """
-        total = _table(process)
+        total = _first_levels(_table(process), self.start)
         count = steps + 1 if self.one_more else steps
         if count > total:
             raise BadValue(f"{steps} steps on a table of {total} levels with {self}")
@@ -79,6 +86,47 @@ class Spaced(Grid):
         total = _table(process)
         last = -1 if self.last == "clean" else 0
         return (torch.cat([self.indices(process, steps), torch.tensor([last])]).double() + 1.0) / total
+
+
+def _first_levels(total: int, start: float) -> int:
+    """How many levels of a table lie up to a start."""
+    levels = round(check_start_time(start) * total)
+    if levels < 1 or abs(levels - start * total) > 1e-6:
+        near = [k / total for k in (levels - 1, levels, levels + 1) if 1 <= k <= total]
+        raise BadValue(f"start={start} lies between the levels of a table of {total}: use one of {near}")
+    return levels
+
+
+@dataclass(frozen=True)
+class Strided(Grid):
+    """Every k-th index of the process's table from the last one down, then 1 and 0, and a step to t = 0 (BBDM, Li 2023).
+
+    Of S steps the first S - 2 are at ``(N - 1) (S - 2 - k) div (S - 2)``, k = 0 ... S - 3, in whole numbers (a stride
+    in floating point is off by one for some S). Where these come to 1 by themselves there is a step less.
+    """
+
+    def indices(self, process: Process, steps: int) -> Tensor:
+        """The indices at which the denoiser is evaluated, from high to low, int64.
+
+        Raises:
+            Incompatible: a process without numbered levels. BadValue: fewer than 3 steps, or more than levels.
+        """
+        last = _numbered(process).steps - 1
+        if not 3 <= steps <= last + 1:
+            raise BadValue(f"{self} needs 3 to {last + 1} steps on a table of {last + 1} levels, got {steps}")
+        out = [last * (steps - 2 - k) // (steps - 2) for k in range(steps - 2)]
+        return torch.tensor([i for i in out if i > 1] + [1, 0])
+
+    def times(self, process: Process, steps: int) -> Tensor:
+        return with_clean_end(_numbered(process).at_index(self.indices(process, steps)))
+
+
+def _numbered(process: Process) -> Any:
+    """The table of a process: what knows the time of an index."""
+    for table in (getattr(process, "schedule", None), process):
+        if getattr(table, "steps", None) is not None and hasattr(table, "at_index"):
+            return table
+    raise Incompatible(f"{process} has no numbered levels: a Discrete schedule and Bridge.bbdm() have them")
 
 
 def _table(process: Process) -> int:
