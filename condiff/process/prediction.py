@@ -5,14 +5,15 @@ Each quantity is a row in the basis (x0, source, noise)::
     x_t       (data,   source,   noise)      velocity  (d_data, d_source, d_noise)
     x0        (1, 0, 0)                      v         (-noise, 0, data)
     noise     (0, 0, 1)                      score     (0, 0, -1 / noise)
-    residual  (-1, 1, 0)
+    residual  (-1, 1, 0)                     mean_velocity  (d_data, d_source, 0)
 
 and any wanted row is a combination of the known ones. So there is one rule, not a table of 36 formulas, all
 conversions are inverses of each other, and a quantity fails exactly where it doesn't exist: ``x0`` from
 ``noise`` where data(t) = 0, ``noise`` from ``x0`` where noise(t) = 0. ``velocity`` and ``v`` give everything
 at both ends (their determinants with x_t don't vanish).
 
-``v`` is that of Salimans & Ho (2022) on a variance-preserving path. ``residual = source - x0`` (RDDM).
+``v`` is that of Salimans & Ho (2022) on a variance-preserving path. ``mean_velocity`` is the v of stochastic
+interpolants, the velocity without its noise (Albergo 2023). ``residual = source - x0`` (RDDM).
 ``score`` is the gradient of log p_t and exists for Gaussian noise only.
 """
 
@@ -27,8 +28,9 @@ from condiff.process import algebra
 from condiff.process.algebra import Weight, combine, finite
 from condiff.process.level import Level
 
-KINDS = ("x0", "noise", "velocity", "v", "score", "residual")
+KINDS = ("x0", "noise", "velocity", "v", "score", "residual", "mean_velocity")
 Row = tuple[Weight, Weight, Weight]  # over (x0, source, noise)
+_ROUND_OFF = 1e-12  # of a weight of the endpoint that is zero in exact arithmetic
 
 
 def row(kind: str, level: Level) -> Row:
@@ -45,6 +47,8 @@ def row(kind: str, level: Level) -> Row:
         return 0.0, 0.0, algebra.divide(-1.0, level.noise)
     if kind == "residual":
         return -1.0, 1.0, 0.0
+    if kind == "mean_velocity":
+        return level.d_data, level.d_source, 0.0
     if kind == "x_t":
         return level.data, level.source, level.noise
     if kind == "source":
@@ -66,6 +70,21 @@ def _solve2(known: tuple[Row, Row], want: Row) -> tuple[Weight, Weight]:
     multiple = algebra.where(k1 != 0.0, algebra.divide(w1, k1), algebra.divide(w0, k0))
     q = algebra.where(top == 0.0, multiple, algebra.divide(a * w1 - s * w0, det))
     return algebra.divide(top, det), q
+
+
+def _blank(column: int, *rows: Row) -> bool:
+    """Whether none of the rows holds x0 (column 0) or the source (1): it isn't in the state at this one time."""
+    return all(not isinstance(row[column], Tensor) and row[column] == 0.0 for row in rows)
+
+
+def _least(column: int, known: tuple[Row, Row, Row], want: Row) -> tuple[Weight, Weight, Weight]:
+    """The smallest weights with ``sum_i w_i known_i = want`` where one column is blank: two equations for three."""
+    top, low = ([row[i] for row in known] for i in (1 - column, 2))
+    aa, ab, bb = (sum(p * q for p, q in zip(x, y, strict=True)) for x, y in ((top, top), (top, low), (low, low)))
+    det = aa * bb - ab * ab
+    p = algebra.divide(want[1 - column] * bb - want[2] * ab, det)
+    q = algebra.divide(want[2] * aa - want[1 - column] * ab, det)
+    return tuple(p * a + q * b for a, b in zip(top, low, strict=True))  # type: ignore[return-value]
 
 
 def _noiseless(*rows: Row) -> bool:
@@ -99,7 +118,7 @@ class Prediction:
         source: the endpoint y, where the process has one.
         aux: side outputs (variance head, exits, balance losses, component predictions).
 
-    The quantities are attributes, worked out on first use: ``.x0 .noise .velocity .v .score .residual``.
+    The quantities are attributes, worked out on first use: ``.x0 .noise .velocity .v .score .residual .mean_velocity``.
     """
 
     __slots__ = ("_known", "aux", "level", "source", "values", "x_t")
@@ -158,6 +177,11 @@ class Prediction:
         """E[y - x0 | x_t]."""
         return self.to("residual")
 
+    @property
+    def mean_velocity(self) -> Tensor:
+        """E[d (data x0 + source y) / dt | x_t] = velocity - d_noise E[z | x_t]."""
+        return self.to("mean_velocity")
+
     def _derive(self, kind: str) -> Tensor:
         level = self.level
         if kind == "score" and not level.process.noise_law.gaussian:
@@ -190,19 +214,23 @@ class Prediction:
             p, q = _solve2((state, first), want)
             return [(p, self.x_t), (q, values[names[0]])]
         if len(names) >= 2:
-            weights = _solve3((state, first, row(names[1], level)), want)
+            known = (state, first, row(names[1], level))
+            column = next((i for i in (0, 1) if _blank(i, *known, want)), None)
+            weights = _solve3(known, want) if column is None else _least(column, known, want)
             if self.source is None or all(finite(w) for w in weights):
                 return list(zip(weights, (self.x_t, values[names[0]], values[names[1]]), strict=True))
-        if self.source is None:
-            if _noiseless(state, first, want):  # in the plane of x0 and y, as in an interpolant without noise
-                p, q = _solve2((_swapped(state), _swapped(first)), _swapped(want))
-                return [(p, self.x_t), (q, values[names[0]])]
-            raise Incompatible(
-                f"{kind} of {level.process} needs the endpoint y: put an entry of kind 'endpoint' among the conditions"
-            )
         p, q = _solve2((state, first), want)
         r = want[1] - p * state[1] - q * first[1]
-        return [(p, self.x_t), (q, values[names[0]]), (r, self.source)]
+        if self.source is not None:
+            return [(p, self.x_t), (q, values[names[0]]), (r, self.source)]
+        if not isinstance(r, Tensor) and abs(r) <= _ROUND_OFF:  # a bridge's posterior, given x_t, doesn't depend on y
+            return [(p, self.x_t), (q, values[names[0]])]
+        if _noiseless(state, first, want):  # in the plane of x0 and y, as in an interpolant without noise
+            p, q = _solve2((_swapped(state), _swapped(first)), _swapped(want))
+            return [(p, self.x_t), (q, values[names[0]])]
+        raise Incompatible(
+            f"{kind} of {level.process} needs the endpoint y: put an entry of kind 'endpoint' among the conditions"
+        )
 
     def linear(self, x0: Weight = 0.0, noise: Weight = 0.0, source: Weight = 0.0) -> Tensor:
         """``x0 E[x0] + source y + noise E[z]`` in one combination of what is known: most update rules are one.

@@ -45,17 +45,18 @@ class Paired:
         return {"endpoint": "endpoint"} | ({} if self.labels is None else {"label": "label"})
 
     def __call__(self, x_t: Tensor, t: Time, cond: Cond = None) -> Prediction:
-        """E[x0 | x_t, y] and E[z | x_t, y]; blind: E[x0 | x_t], E[z | x_t] and, as the source, E[y | x_t]."""
+        """E[x0 | x_t, y] and E[z | x_t, y]; blind: E[x0 | x_t], E[z | x_t] and, as the source, E[y | x_t].
+
+        A blind oracle has a score and a velocity at both ends too, where they don't follow from E[z | x_t] = 0.
+        """
         check_state(x_t, self.shape)
         level = self.process.at(t)
         if self.blind:
-            x0, noise, source = self._average(x_t, level, cond)
-            source = source.reshape(x_t.shape).to(x_t.dtype)
-        else:
-            source = endpoint(self.process, cond)
-            x0, noise = self._given(x_t, level, cond)
-        x0, noise = (part.reshape(x_t.shape).to(x_t.dtype) for part in (x0, noise))
-        return Prediction(x_t, level, {"x0": x0, "noise": noise}, source=source)
+            values = {k: v.reshape(x_t.shape).to(x_t.dtype) for k, v in self._average(x_t, level, cond).items()}
+            source = values.pop("source")
+            return Prediction(x_t, level, values, source=source)
+        x0, noise = (part.reshape(x_t.shape).to(x_t.dtype) for part in self._given(x_t, level, cond))
+        return Prediction(x_t, level, {"x0": x0, "noise": noise}, source=endpoint(self.process, cond))
 
     def log_prob(self, x_t: Tensor, t: Time, cond: Cond = None) -> Tensor:
         """``log p_t(x_t | y, label)``, or ``log p_t(x_t | label)`` when blind; (B,) float64."""
@@ -134,13 +135,15 @@ class Paired:
 
         x0 = mx + times(cxx, a * u) + times(cxy, b * u)
         y = my + times(cxy.mT, a * u) + times(cyy, b * u)
-        return self._weights(x_t.device, cond) + log_prob, x0, s * u, y
+        return self._weights(x_t.device, cond) + log_prob, x0, s * u, y, -u
 
-    def _average(self, x_t: Tensor, level: Level, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
+    def _average(self, x_t: Tensor, level: Level, cond: Cond) -> dict[str, Tensor]:
         log_joint, *parts = self._average_fit(x_t, level, cond)
         r = log_joint.softmax(-1)[..., None]
-        x0, noise, y = ((r * part).sum(1) for part in parts)
-        return x0, noise, y
+        x0, noise, y, score = ((r * part).sum(1) for part in parts)
+        rates = (weight_rows(w, x_t) for w in (level.d_data, level.d_source, self.process.noise_d_noise(level)))
+        a, b, half = (w[:, 0] if isinstance(w, Tensor) else w for w in rates)
+        return {"x0": x0, "noise": noise, "velocity": a * x0 + b * y - half * score, "score": score, "source": y}
 
     def __repr__(self) -> str:
         blind = ", blind" if self.blind else ""
