@@ -1,6 +1,7 @@
 """Training: objectives, averages of weights, and the loop that keeps its promises."""
 
 from condiff.training.batch import Batch, as_batch
+from condiff.training.choice import Choice, TargetChoice, choose_target
 from condiff.training.config import TrainConfig
 from condiff.training.ema import EMA, Average, Exponential, PowerFunction
 from condiff.training.joint import JointDenoising
@@ -14,6 +15,7 @@ from condiff.training.weighting import (
     P2,
     SNR,
     EDMWeight,
+    InverseNoise,
     MinSNR,
     Sigmoid,
     TruncatedSNR,
@@ -30,6 +32,7 @@ __all__ = [
     "SNR",
     "Average",
     "Batch",
+    "Choice",
     "Denoising",
     "DiscreteTimes",
     "Distance",
@@ -37,6 +40,7 @@ __all__ = [
     "EDMWeight",
     "Exponential",
     "Huber",
+    "InverseNoise",
     "JointDenoising",
     "LearnedVariance",
     "LogitNormal",
@@ -49,6 +53,7 @@ __all__ = [
     "StableTarget",
     "Status",
     "Stratified",
+    "TargetChoice",
     "Times",
     "TrainConfig",
     "Trainer",
@@ -57,5 +62,6 @@ __all__ = [
     "UniformWeight",
     "Weighting",
     "as_batch",
+    "choose_target",
     "train",
 ]

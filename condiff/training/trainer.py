@@ -57,7 +57,7 @@ class Trainer:
         denoiser: a module with the Denoiser interface; it is trained in place.
         data: has a length and ``batch(indices[, epoch])`` or ``[i]``, giving mappings as :func:`as_batch` takes.
         objective: ``(denoiser, batch, rng, training) -> Losses``. May be a module with weights of its own; may have
-            ``begin(step, steps)``, called before each step.
+            ``begin(step, steps)``, called before each step, and ``done``, which ends the training once it is true.
         config: how.
         run_dir: the run's folder; None writes no files.
         validation: data whose loss is watched, with the same times and noise at every look.
@@ -180,7 +180,7 @@ class Trainer:
         raws = self.loader.iterate(self.step, config.steps, config.workers, pin=not cpu)
         batches: Iterator[Batch] = (as_batch(raw, self.kinds) for raw in raws)
         self.watch, self.clock = Watch(self), Clock(config, self.step, self.seconds)
-        while self.step < config.steps:
+        while not self._over:
             losses, norm = self.engine.advance(self.step, batches)
             self.step += 1
             self.watch.add(self.step, losses, norm)
@@ -191,7 +191,7 @@ class Trainer:
                 improved = self._look(report)
                 if save or stopping or improved:
                     self.save()
-                if stopping and self.step < config.steps:
+                if stopping and not self._over:
                     return Status(self.step, True, stop.signal or signal.SIGTERM)  # the signal may be another process's
             if self.sample is not None and self._due(config.sample_every):
                 self._show_samples(self.sample)
@@ -199,8 +199,12 @@ class Trainer:
             self._finish(self.folder)
         return Status(self.step)
 
+    @property
+    def _over(self) -> bool:
+        return self.step >= self.config.steps or bool(getattr(self.objective, "done", False))
+
     def _due(self, every: int) -> bool:
-        return bool(every) and (self.step % every == 0 or self.step == self.config.steps)
+        return bool(every) and (self.step % every == 0 or self._over)
 
     # Looking
 
