@@ -55,8 +55,8 @@ class Precondition(ABC):
         """The number the network is told; the process's ``network_time``, in [0, 1], unless overridden."""
         return level.network_time
 
-    def check(self, process: Process) -> None:
-        """Refuse a process that the scalings make no sense for, with :class:`Incompatible`; none by default."""
+    def check(self, process: Process) -> None:  # noqa: B027: most refuse none
+        """Refuse a process that the scalings make no sense for, with :class:`Incompatible`."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,20 @@ class Told(Plain):
 
 
 COEFFICIENTS = ("data", "source", "noise")
+
+
+@dataclass(frozen=True)
+class Correction(Precondition):
+    """The network's output is what has to be taken away: ``x0 = x_t - F(x_t, time)``, whose target is ``x_t - x0``.
+
+    What bridges are trained on (BBDM, Li 2023, "grad"): near the data nothing has to be learned.
+    """
+
+    def weights(self, level: Level) -> tuple[Weight, Weight, Weight]:
+        return 1.0, 1.0, -1.0
+
+    def target(self, target: str) -> str:
+        return "x0"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from condiff.conditions.condition import Condition, Conditions
-from condiff.errors import BadValue, Incompatible, unknown
+from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.fields import checked
+from condiff.process import Process
 from condiff.random import Source, as_source
 
 _DROPPABLE = ("label", "scalar", "vector", "tokens", "map", "frames")
@@ -187,18 +188,31 @@ class TimeNoise(CorruptionLaw):
 
     ``level = maximum sigmoid(mu(t) + n)``, ``n ~ N(0, 1)``, ``mu(t) = 2 center t^power - center``: a logit-normal law
     whose median moves from ``maximum sigmoid(-center)`` at t = 0 to ``maximum sigmoid(center)`` at t = 1.
+
+    Args:
+        maximum: beta_m, above all levels, in units of the condition; more is more motion and less of the condition.
+        power: a; the larger, the longer the condition stays clean.
+        center: mu_max.
+        clock: a process whose ``noise(t) / noise(1)`` is the t of mu, in place of t itself. The released code for
+            Stable Video Diffusion has ``sigma / 700``, which its noise levels leave near 0: no time dependence at all.
     """
 
     maximum: float = 15.0
     power: float = 5.0
     center: float = 1.0
+    clock: Process | None = None
 
     def __post_init__(self) -> None:
         if self.maximum <= 0.0 or self.power <= 0.0:
             raise BadValue(f"maximum and power must be positive, got {self.maximum} and {self.power}")
+        if self.clock is not None and not isinstance(self.clock, Process):
+            raise BadType(f"clock= takes a process, got {self.clock!r}")
 
     def level(self, t: Tensor, source: Source) -> Tensor:
-        mu = 2.0 * self.center * t.double() ** self.power - self.center
+        t = t.double()
+        if self.clock is not None:
+            t = self.clock.at(t).noise / self.clock.at(1.0).noise
+        mu = 2.0 * self.center * t**self.power - self.center
         return self.maximum * torch.sigmoid(mu + source.normal(mu.shape, torch.float64, mu.device))
 
 
@@ -226,17 +240,23 @@ class Corrupt:
         law: how noisy at a time, or any function ``corrupt(entry, t, rng) -> (entry, level)``.
         preserve: ``sqrt(1 - level^2) value + level z`` for levels in [0, 1].
         sampling: the level outside training; None leaves the condition as it is.
+        shared: axes of the value along which z is the same: (1,) for one draw over all frames of (B, F, ...). All but
+            the batch makes it a shift of the whole entry, as the released code for Stable Video Diffusion has it.
 
     Raises:
-        BadValue: an unknown name, times that aren't given, a level above 1 with ``preserve``.
+        BadValue: an unknown name, times that aren't given, a level above 1 with ``preserve``, axes that aren't there.
     """
 
     name: str
     law: Any = field(default_factory=TimeNoise)
     preserve: bool = False
     sampling: float | None = None
+    shared: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shared", tuple(self.shared))
+        if any(isinstance(axis, bool) or not isinstance(axis, int) or axis < 1 for axis in self.shared):
+            raise BadValue(f"shared= lists axes of the value behind the batch, 1 or more, got {self.shared}")
         if not isinstance(self.law, CorruptionLaw) and not isinstance(self.law, Callable):
             raise BadValue(f"a corruption needs a law such as TimeNoise(), or a function, got {self.law!r}")
 
@@ -261,7 +281,10 @@ class Corrupt:
         if self.preserve and bool((level > 1.0).any()):
             raise BadValue(f"a variance-preserving corruption has levels in [0, 1], got {float(level.max())}")
         std = level.to(value.device, value.dtype).reshape(-1, *(1,) * (value.ndim - 1))
-        noise = source.normal(value.shape, value.dtype, value.device)
+        if max(self.shared, default=0) >= value.ndim:
+            raise BadValue(f"{self.name!r} of shape {tuple(value.shape)} has no axes {self.shared}")
+        shape = [1 if axis in self.shared else n for axis, n in enumerate(value.shape)]
+        noise = source.normal(shape, value.dtype, value.device)
         kept = torch.sqrt(1.0 - std * std) * value if self.preserve else value
         return replace(entry, value=kept + std * noise, level=level.to(value.device, torch.float32))
 

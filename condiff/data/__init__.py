@@ -3,7 +3,9 @@
 from condiff.data.base import Data, Refused, Subset, TensorData
 from condiff.data.digits import digits
 from condiff.data.folders import images, pairs
+from condiff.data.frames import Triplets, read_frames, triplets
 from condiff.data.loader import loader, shuffled
+from condiff.data.moments import DataMoments
 from condiff.data.open import SOURCES, open_data, options
 from condiff.data.picture import Framing
 from condiff.data.pictures import Item, Pictures
@@ -12,11 +14,13 @@ from condiff.data.ranges import Affine, to_model_range
 from condiff.data.split import split, split_indices
 from condiff.data.statistics import Statistics, statistics
 from condiff.data.tables import arrays, hub, parquet
+from condiff.data.unpaired import Unpaired, unpaired
 
 __all__ = [
     "SOURCES",
     "Affine",
     "Data",
+    "DataMoments",
     "Framing",
     "Item",
     "Pictures",
@@ -24,6 +28,8 @@ __all__ = [
     "Statistics",
     "Subset",
     "TensorData",
+    "Triplets",
+    "Unpaired",
     "arrays",
     "class_laws",
     "digits",
@@ -35,9 +41,12 @@ __all__ = [
     "options",
     "pairs",
     "parquet",
+    "read_frames",
     "shuffled",
     "split",
     "split_indices",
     "statistics",
     "to_model_range",
+    "triplets",
+    "unpaired",
 ]

@@ -8,13 +8,13 @@ of numbered levels in :mod:`condiff.sampling.spacing`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue
+from condiff.errors import BadValue, Incompatible
 from condiff.fields import checked
 from condiff.process.gaussian import Process
 
@@ -30,10 +30,29 @@ class Grid(ABC):
     def times(self, process: Process, steps: int) -> Tensor:
         """float64 times from the start to the end, (steps + 1,)."""
 
+    def starting(self, start: float, process: Process) -> Grid:
+        """The same rule between ``start`` and the same end, with as many steps (SDEdit, Analytic-Init, teleportation).
+
+        Raises:
+            BadValue: a start outside (0, 1].
+            Incompatible: a grid that has no start to choose.
+        """
+        raise Incompatible(f"{self} has no start to choose: use Uniform(start=...), or list the times")
+
 
 def with_clean_end(points: Tensor) -> Tensor:
     """The points, then t = 0."""
     return torch.cat([points, torch.zeros(1, dtype=torch.float64)])
+
+
+def check_start_time(start: float) -> float:
+    """
+    Raises:
+        BadValue: a start of a grid outside (0, 1].
+    """
+    if isinstance(start, bool) or not isinstance(start, int | float) or not 0.0 < start <= 1.0:
+        raise BadValue(f"a grid starts at a time in (0, 1], got {start!r}")
+    return float(start)
 
 
 def _check_ends(start: float, end: float, clean: bool) -> None:
@@ -62,6 +81,9 @@ class Uniform(Grid):
             return with_clean_end(torch.linspace(self.start, self.end, steps, dtype=torch.float64))
         return torch.linspace(self.start, self.end, steps + 1, dtype=torch.float64)
 
+    def starting(self, start: float, process: Process) -> Uniform:
+        return replace(self, start=check_start_time(start))
+
 
 @dataclass(frozen=True)
 class Power(Grid):
@@ -89,6 +111,9 @@ class Power(Grid):
             points[-1] = self.end
         return with_clean_end(points) if self.clean else points
 
+    def starting(self, start: float, process: Process) -> Power:
+        return replace(self, start=check_start_time(start))
+
 
 @dataclass(frozen=True)
 class Shifted(Grid):
@@ -108,3 +133,8 @@ class Shifted(Grid):
     def times(self, process: Process, steps: int) -> Tensor:
         t = self.grid.times(process, steps)
         return self.shift * t / (1.0 + (self.shift - 1.0) * t)
+
+    def starting(self, start: float, process: Process) -> Shifted:
+        start = check_start_time(start)
+        before = start / (self.shift - (self.shift - 1.0) * start)
+        return replace(self, grid=self.grid.starting(min(before, 1.0), process))
