@@ -21,7 +21,7 @@ class Evaluate:
     """The run folder."""
 
     against: Several = ()
-    """Held-out data of the same kind, twice for pairs; the run's own held-out part by default."""
+    """Held-out data of the same kind, twice for pairs and unpaired; the run's own held-out part by default."""
 
     num: OptionalInt = None
     """How many samples to draw; as many as there are held-out ones by default."""

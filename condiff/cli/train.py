@@ -23,10 +23,10 @@ class Train:
     """
 
     source: Source = None
-    """Kind of data: digits (bundled), images, pairs, arrays, parquet, hub."""
+    """Kind of data: digits (bundled), images, pairs, unpaired, arrays, parquet, hub."""
 
     data: Several = ()
-    """Folder, file or Hub name; twice for pairs (degraded, then clean)."""
+    """Folder, file or Hub name; twice for pairs (degraded, then clean) and unpaired (source, then target)."""
 
     size: OptionalInt = None
     """Resize and crop images to SIZE x SIZE."""
@@ -146,7 +146,7 @@ class Train:
 
     def _name(self) -> str:
         """What the run is called: after its data."""
-        names = [Path(p).name if self.source == "pairs" else Path(p).stem for p in self.data]
+        names = [Path(p).name if self.source == "pairs" or Path(p).is_dir() else Path(p).stem for p in self.data]
         return "-to-".join(names) or str(self.source)
 
     def _label_option(self, cond: Any) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Data(ABC):
         classes: names of the classes of the condition ``label``; empty without labels.
         refused: what was left out.
         notes: other remarks for whoever looks, a line each.
+        paired: whether the conditions of a row belong to its sample, which is then what they should give.
     """
 
     name: str = "data"
@@ -47,6 +48,7 @@ class Data(ABC):
     classes: tuple[str, ...] = ()
     refused: Sequence[Refused] = ()
     notes: Sequence[str] = ()
+    paired: bool = True
     _fingerprint: str | None = None
 
     @abstractmethod
@@ -316,6 +318,7 @@ class Subset(Data):
         self.data, self.index = data, index
         self.name, self.shape, self.kinds = name or f"part of {data.name}", data.shape, data.kinds
         self.classes, self.refused, self.notes = data.classes, data.refused, data.notes
+        self.paired = data.paired
 
     @property
     def labels(self) -> Tensor | None:

@@ -9,13 +9,17 @@ from typing import Any
 from condiff.data.base import Data
 from condiff.data.digits import digits
 from condiff.data.folders import images, pairs
+from condiff.data.frames import triplets
 from condiff.data.tables import arrays, hub, parquet
+from condiff.data.unpaired import unpaired
 from condiff.errors import BadValue, unknown
 
 SOURCES: dict[str, Callable[..., Data]] = {
     "digits": digits,
     "images": images,
     "pairs": pairs,
+    "unpaired": unpaired,
+    "triplets": triplets,
     "arrays": arrays,
     "parquet": parquet,
     "hub": hub,

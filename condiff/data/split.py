@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from condiff.data.base import Data, Subset
+from condiff.data.unpaired import Unpaired
 from condiff.errors import BadValue
 
 
@@ -36,7 +37,11 @@ def split_indices(n: int, held_out: float, seed: int = 0, labels: Tensor | None 
     return torch.nonzero(~is_held).flatten(), torch.nonzero(is_held).flatten()
 
 
-def split(data: Data, held_out: float = 0.1, seed: int = 0) -> tuple[Subset, Subset]:
-    """``(training, held out)`` parts of a data set, stratified by label where there is one."""
+def split(data: Data, held_out: float = 0.1, seed: int = 0) -> tuple[Data, Data]:
+    """``(training, held out)`` parts of a data set, stratified by label where there is one; of both of two unpaired."""
+    if isinstance(data, Unpaired):
+        halves = zip(split(data.source, held_out, seed), split(data.target, held_out, seed), strict=True)
+        (a, x), (b, y) = halves
+        return Unpaired(a, x, seed=data.seed), Unpaired(b, y, seed=data.seed)
     train, test = split_indices(len(data), held_out, seed, data.labels)
     return Subset(data, train, f"{data.name}/train"), Subset(data, test, f"{data.name}/held-out")

@@ -85,7 +85,7 @@ def choose_conditions(data: Data, wanted: Sequence[str], num: int) -> tuple[dict
     cond = dict(rows["cond"])
     if wanted and labels is not None:
         cond["label"] = labels
-    return cond, rows["x"]
+    return cond, rows["x"] if data.paired else None
 
 
 def override(sampler: Sampler, *, solver: str | None = None, steps: int | None = None, guidance: float | None = None):
@@ -127,7 +127,7 @@ def draw_samples(
     started, parts, nfe = time.perf_counter(), [], 0
     for first in range(0, num, batch):
         rows = range(first, min(first + batch, num))
-        x, calls = _batch(guided, sampler, times, rows, seed, cond, device)
+        x, calls = _batch(guided, sampler, times, rows, seed, cond, device, recipe.objective.transform)
         parts.append(x.cpu())
         nfe = calls
     names = [data.classes[i] for i in labels.tolist()] if labels is not None else None
@@ -145,9 +145,20 @@ def draw_samples(
 
 
 @torch.no_grad()
-def _batch(guided: Any, sampler: Sampler, times: Tensor, rows: range, seed: int, cond: dict[str, Tensor], device: Any):
+def _batch(
+    guided: Any,
+    sampler: Sampler,
+    times: Tensor,
+    rows: range,
+    seed: int,
+    cond: dict[str, Tensor],
+    device: Any,
+    transform: Any,
+):
     rng = PerSample(seed + i for i in rows)
     mine = as_conditions({name: value[rows.start : rows.stop] for name, value in cond.items()}, guided.kinds, device)
+    if transform is not None:  # what it does outside training: an endpoint chosen, a fixed corruption
+        mine = transform(mine, t=None, rng=rng, training=False)
     process, shape = guided.process, (len(rows), *guided.shape)
     start = process.levels(times[:1])[0]
     x = process.prior().sample(start, shape, rng, source=mine.source, device=device)

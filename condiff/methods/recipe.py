@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from condiff.conditions import Label, Map, Scalar, Spec, Tokens, Vector
+from condiff.conditions import Endpoint, Frames, Label, Map, Scalar, Spec, Tokens, Vector
 from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
-from condiff.errors import BadValue
+from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Free
 from condiff.networks import DiTConfig, MLPConfig
 from condiff.process import Process
@@ -65,7 +65,22 @@ class Recipe:
             if seed is not None:
                 torch.manual_seed(seed)
             network = self.network.build()
+        self._check_endpoint()
         return Denoiser(network, self.process, self.target, self.precondition, shape=self.network.shape)
+
+    def _check_endpoint(self) -> None:
+        """
+        Raises:
+            Incompatible: data with an endpoint that neither the process nor the network would see.
+        """
+        if self.process.has_source:
+            return
+        for name, spec in dict(getattr(self.network, "conditions", {})).items():
+            if isinstance(spec, Endpoint) and not spec.concat:
+                raise Incompatible(
+                    f"{self.process} starts from noise, and the data's endpoint {name!r} would be ignored: use a "
+                    "process with an endpoint, such as Interpolant(), or data without one"
+                )
 
     def guided(self, denoiser: Denoises, scale: float | None = None) -> Denoises:
         """The denoiser with classifier-free guidance at the recipe's scale, or at another; itself at scale 1."""
@@ -89,6 +104,12 @@ def embedding_for(kind: str, value: Any, classes: int | None) -> Spec:
         return Tokens(value.shape[-1])
     if kind == "map":
         return Map(value.shape[1])
+    if kind == "endpoint":
+        return Endpoint(value.shape[1])
+    if kind == "endpoint":
+        return Endpoint(value.shape[1])
+    if kind == "frames" and value.ndim > 2:
+        return Frames(value.shape[1], value.shape[2])
     raise BadValue(
         f"no default network takes a condition of kind {kind!r} and shape {tuple(value.shape)}: leave it out, give it "
         "as a label named label, a scalar, a vector or a map, or build the network in Python"

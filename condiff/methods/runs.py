@@ -19,7 +19,7 @@ from torch import Tensor
 
 from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
-from condiff.data import Data, Pictures, Subset, TensorData, digits, open_data, split
+from condiff.data import Data, Pictures, Subset, TensorData, Unpaired, digits, open_data, split
 from condiff.data.open import options as source_options
 from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadValue, NonFinite
@@ -61,7 +61,8 @@ class DataRequest:
 
     def _arguments(self) -> dict[str, Any]:
         source_options(self.source)  # refuses an unknown source
-        names = {"pairs": ("degraded", "clean"), "hub": ("dataset",)}.get(self.source, ("path",))
+        twice = {"pairs": ("degraded", "clean"), "unpaired": ("source", "target")}
+        names = {**twice, "hub": ("dataset",)}.get(self.source, ("path",))
         if len(self.paths) != len(names):
             wanted = " ".join(f"--data {n.upper()}" for n in names)
             raise BadValue(f"{self.source} needs {wanted}, got {len(self.paths)} --data")
@@ -166,13 +167,9 @@ class RunFolder:
             raise BadValue("a run on the bundled digits is evaluated on their held-out part: leave --against out")
         request = replace(self.request, paths=tuple(str(p) for p in paths))
         data, mine = open_data(request.source, **request._arguments()), self.data
-        mine = mine.data if isinstance(mine, Subset) else mine
         if data.shape != mine.shape:
             raise BadValue(f"{data.name} holds samples of shape {data.shape}, the run was trained on {mine.shape}")
-        if isinstance(data, TensorData) and isinstance(mine, TensorData):
-            data.affine = mine.affine
-        if isinstance(data, TensorData | Pictures) and data.labels is not None:
-            data.renumber(mine.classes)
+        _read_alike(data, mine)
         return data
 
     def _log(self) -> list[dict[str, Any]]:
@@ -222,6 +219,18 @@ class RunFolder:
             config=tree(self.config()),
             commands=[f"condiff sample {folder}", f"condiff evaluate {folder}", f"condiff cite {self.recipe.method}"],
         )
+
+
+def _read_alike(data: Data, mine: Data) -> None:
+    """Scale other data, and number their classes, as those of the run."""
+    mine = mine.data if isinstance(mine, Subset) else mine
+    if isinstance(data, Unpaired) and isinstance(mine, Unpaired):
+        _read_alike(data.source, mine.source)
+        _read_alike(data.target, mine.target)
+    if isinstance(data, TensorData) and isinstance(mine, TensorData):
+        data.affine = mine.affine
+    if isinstance(data, TensorData | Pictures) and data.labels is not None:
+        data.renumber(mine.classes)
 
 
 def prepare(request: Request, dry: bool = False) -> RunFolder:

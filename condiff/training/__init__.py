@@ -3,9 +3,10 @@
 from condiff.training.batch import Batch, as_batch
 from condiff.training.choice import Choice, TargetChoice, choose_target
 from condiff.training.config import TrainConfig
+from condiff.training.coupling import Coupling, Independent, OptimalTransport
 from condiff.training.ema import EMA, Average, Exponential, PowerFunction
 from condiff.training.joint import JointDenoising
-from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Losses, Objective
+from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Inner, Losses, Objective
 from condiff.training.stable import StableTarget
 from condiff.training.times import DiscreteTimes, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
 from condiff.training.trainer import Status, Trainer, train
@@ -33,6 +34,7 @@ __all__ = [
     "Average",
     "Batch",
     "Choice",
+    "Coupling",
     "Denoising",
     "DiscreteTimes",
     "Distance",
@@ -40,6 +42,8 @@ __all__ = [
     "EDMWeight",
     "Exponential",
     "Huber",
+    "Independent",
+    "Inner",
     "InverseNoise",
     "JointDenoising",
     "LearnedVariance",
@@ -47,6 +51,7 @@ __all__ = [
     "Losses",
     "MinSNR",
     "Objective",
+    "OptimalTransport",
     "PerFrame",
     "PowerFunction",
     "Sigmoid",
