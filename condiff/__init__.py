@@ -30,6 +30,7 @@ _ROOMS = (
     "process",
     "random",
     "sampling",
+    "scoring",
     "training",
 )
 

@@ -27,6 +27,7 @@ ROOMS = (
     "sampling",
     "guidance",
     "training",
+    "scoring",
     "data",
     "methods",
 )

@@ -152,6 +152,34 @@ def bars(
     return Path(path)
 
 
+def reliability(calibrations: Mapping[str, Any], path: str | Path) -> Path:
+    """Reliability diagrams, a panel each: accuracy by confidence, beside the diagonal of a calibrated classifier.
+
+    Args:
+        calibrations: results of :func:`condiff.metrics.calibration`, by name. Bars are paler with fewer predictions.
+
+    Raises:
+        BadValue: none.
+    """
+    if not calibrations:
+        raise BadValue("no calibrations to draw")
+    plt = _pyplot()
+    size = (3.2 * len(calibrations), 3.3)
+    figure, axes = plt.subplots(1, len(calibrations), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for axis, (name, one) in zip(axes[0], calibrations.items(), strict=True):
+        edges, share = one.edges.numpy(), (one.counts / one.counts.max()).numpy()
+        for left, right, accuracy, weight in zip(edges[:-1], edges[1:], one.accuracy.tolist(), share, strict=True):
+            if weight > 0.0:
+                axis.bar(left, accuracy, right - left, align="edge", color="#2f6fab", alpha=0.25 + 0.75 * weight)
+        axis.plot([0, 1], [0, 1], color="#c0392b", linewidth=1.0)
+        axis.set(title=f"{name}\ncalibration error {one.error:.3f}", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
+        axis.title.set_fontsize(9)
+    axes[0][0].set_ylabel("accuracy")
+    figure.savefig(Path(path), dpi=110)
+    plt.close(figure)
+    return Path(path)
+
+
 def smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:
     """A running average that starts unbiased, for curves that a person looks at."""
     out, total, weight = [], 0.0, 0.0

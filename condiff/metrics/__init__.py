@@ -5,6 +5,7 @@ torch-fidelity and through it torchvision, it accumulates in float32, and none o
 energy or memorisation. The tests hold PSNR, SSIM and CRPS equal to torchmetrics where it has them.
 """
 
+from condiff.metrics.calibration import Calibration, calibration, confusion, mean_class_accuracy, text_score
 from condiff.metrics.digit_classifier import DigitClassifier, digit_classifier
 from condiff.metrics.discrepancy import (
     RBF,
@@ -21,25 +22,31 @@ from condiff.metrics.features import Classifies, Features, ImageFeatures, Pixels
 from condiff.metrics.forecast import crps, crps_quantiles, pinball
 from condiff.metrics.frechet import frechet, frechet_gaussian
 from condiff.metrics.images import psnr, ssim
-from condiff.metrics.likelihood import Elbo, bits_per_dim, elbo, nats_per_sample
+from condiff.metrics.likelihood import Elbo, bits_per_dim, denoising_log_prob, elbo, nats_per_sample
+from condiff.metrics.motion import Leakage, leakage, motion
 from condiff.metrics.neighbours import Manifold, Memorisation, memorisation, nearest_rows, precision_recall
 
 __all__ = [
     "RBF",
+    "Calibration",
     "Classifies",
     "DigitClassifier",
     "Elbo",
     "Features",
     "ImageFeatures",
     "Kernel",
+    "Leakage",
     "Manifold",
     "Memorisation",
     "Pixels",
     "Polynomial",
     "bits_per_dim",
+    "calibration",
     "class_accuracy",
+    "confusion",
     "crps",
     "crps_quantiles",
+    "denoising_log_prob",
     "digit_classifier",
     "elbo",
     "energy_distance",
@@ -48,8 +55,11 @@ __all__ = [
     "frechet_gaussian",
     "inception",
     "kernel_distance",
+    "mean_class_accuracy",
+    "leakage",
     "memorisation",
     "mmd2",
+    "motion",
     "nats_per_sample",
     "nearest_rows",
     "pinball",
@@ -57,5 +67,6 @@ __all__ = [
     "psnr",
     "sliced_wasserstein",
     "ssim",
+    "text_score",
     "wasserstein_1d",
 ]

@@ -119,6 +119,36 @@ def _log_probability(x: Tensor, mean: Tensor, std: float, bins: int) -> Tensor:
     return (top + torch.log(-torch.expm1(bottom - top))).flatten(1).sum(dim=1)
 
 
+def denoising_log_prob(
+    log_snr: Float[Tensor, " levels"], errors: Float[Tensor, "*batch levels"], dims: int
+) -> Float[Tensor, "*batch"]:
+    """log p(x) in nats from the denoising errors at all levels, exact for the exact denoiser (Guo 2005; Kong 2023).
+
+    With ``z = sqrt(snr) x + eps`` and e the expected squared error of the noise, summed over the elements of a sample,
+
+    ``log p = -(d / 2) log(2 pi e) + (1/2) int [d snr / (1 + snr) - e] d log snr``.
+
+    The integral is a trapezoid over the levels that are given, so they must reach from pure noise (e near 0, as the
+    square of the signal) to clean data (e near d); what is left out is of the order of ``snr`` at the low end and
+    ``1 / snr`` at the high one. Differences between conditions need only the levels at which their errors differ.
+
+    Args:
+        log_snr: increasing, float64.
+        errors: ``E |eps - eps_hat|^2`` at each level.
+        dims: d, numbers in a sample.
+
+    Raises:
+        BadValue: levels that don't increase, or of another number than the errors.
+    """
+    log_snr, errors = log_snr.double(), errors.double()
+    if log_snr.ndim != 1 or len(log_snr) < 2 or not bool((log_snr.diff() > 0).all()):
+        raise BadValue(f"needs at least two increasing log-SNRs, got shape {tuple(log_snr.shape)}")
+    if errors.shape[-1:] != log_snr.shape:
+        raise BadValue(f"{len(log_snr)} levels need as many errors, got {tuple(errors.shape)}")
+    gap = dims * torch.sigmoid(log_snr) - errors
+    return 0.5 * torch.trapezoid(gap, log_snr) - 0.5 * dims * math.log(2.0 * math.pi * math.e)
+
+
 def bits_per_dim(nats: Tensor, dims: int, bin_width: float | None = None) -> Tensor:
     """Log-likelihoods in nats per sample -> bits per dimension (lower is better).
 
