@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from condiff.conditions import Dropout, Spec
+from condiff.conditions import Dropout, Endpoint, Map, Spec
 from condiff.data import Data, digits
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue
@@ -59,6 +59,20 @@ class Facts:
     def dropout(self, p: float) -> Dropout | None:
         """Condition dropout for classifier-free guidance; None without conditions."""
         return Dropout(p) if self.embeddings else None
+
+    def with_endpoint(self, method: str) -> Facts:
+        """The same facts, with the one condition that is a picture like the sample as the process's endpoint.
+
+        Raises:
+            BadValue: there is none such, or several.
+        """
+        like = [n for n, spec in self.embeddings.items() if isinstance(spec, Map | Endpoint)]
+        if len(like) != 1 or self.embeddings[like[0]].extra_channels != self.shape[0] + 1:
+            raise BadValue(
+                f"{method} goes from a given picture to a sample of the same shape {self.shape}: the data needs one "
+                f"such condition (condiff train pairs --data DEGRADED --data CLEAN), it has {list(self.embeddings)}"
+            )
+        return replace(self, embeddings={**self.embeddings, like[0]: Endpoint(self.shape[0])})
 
     def need_conditions(self, method: str) -> None:
         """Refuse data without conditions."""

@@ -61,15 +61,58 @@ class Endpoint(Process):
 class Bridge(Process):
     """The Brownian bridge from data to y (BBDM, Li 2023): ``x_t = (1 - t) x0 + t y + sqrt(variance t (1 - t)) z``.
 
-    Its kernels are those of Brownian motion of the given variance per unit of time, pinned at y.
+    Its kernels are those of Brownian motion of the given variance per unit of time, pinned at y. Given x_t and x0,
+    what comes before t doesn't depend on y: ``x_s ~ N(x0 + s / t (x_t - x0), variance s (t - s) / t)``. So ancestral
+    steps (:class:`~condiff.sampling.DDPM`) run without knowing y once the start is given.
+
+    Args:
+        variance: per unit of time.
+        steps: of a table of numbered levels, index i at ``t = margin + (1 - 2 margin) i / (steps - 1)``.
+        margin: how far the table stays from both ends.
     """
 
     variance: float = 1.0
     noise_law: NoiseLaw = field(default_factory=Normal)
+    steps: int | None = None
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.variance < math.inf:
             raise BadValue(f"Bridge needs variance > 0, got {self.variance}; without noise it is Interpolant('linear')")
+        if self.steps is not None and self.steps < 2:
+            raise BadValue(f"a bridge's table needs steps >= 2, got {self.steps}")
+        if not 0.0 <= self.margin < 0.5:
+            raise BadValue(f"margin must lie in [0, 0.5), got {self.margin}")
+
+    @classmethod
+    def bbdm(cls, steps: int = 1000, max_variance: float = 1.0, margin: float = 1e-3) -> Bridge:
+        """BBDM's table: ``m_i = linspace(0.001, 0.999)`` and variance ``2 (m - m^2) max_variance``."""
+        return cls(variance=2.0 * max_variance, steps=steps, margin=margin)
+
+    def at_index(self, index: int | float | Tensor) -> Tensor:
+        """The time of an index of the table, float64.
+
+        Raises:
+            Incompatible: a bridge without a table. BadValue: an index outside [0, steps - 1].
+        """
+        steps = self._table()
+        index = torch.as_tensor(index, dtype=torch.float64)
+        if not bool(((index >= 0.0) & (index <= steps - 1)).all()):
+            raise BadValue(f"indices of this table lie in [0, {steps - 1}], got {index.min():g} .. {index.max():g}")
+        return self.margin + (1.0 - 2.0 * self.margin) * index / (steps - 1)
+
+    def model_time(self, t: Tensor) -> Tensor:
+        if self.steps is None:
+            return t
+        return (t - self.margin) / (1.0 - 2.0 * self.margin) * (self.steps - 1)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return t
+
+    def _table(self) -> int:
+        if self.steps is None:
+            raise Incompatible(f"{self} has no table of numbered levels: Bridge.bbdm() has one")
+        return self.steps
 
     @property
     def has_source(self) -> bool:
@@ -245,11 +288,13 @@ class Residual(Process):
         """A trained DDPM or DDIM, read as residual and noise: y = 0, ``A = 1 - sqrt(abar)``, ``B = sqrt(1 - abar)``.
 
         Args:
-            scheduler: one of diffusers' with a table ``alphas_cumprod``, or such a table.
+            scheduler: one of diffusers' with a table ``alphas_cumprod``, such a table, or the model's own schedule.
 
         Raises:
-            BadType: neither of them.
+            BadType: none of them.
         """
+        if isinstance(scheduler, Schedule):
+            return cls(schedule=scheduler)
         table = getattr(scheduler, "alphas_cumprod", scheduler)
         if not isinstance(table, Tensor | list | tuple):
             raise BadType(f"a scheduler with alphas_cumprod, or that table, is wanted; got {type(scheduler).__name__}")
