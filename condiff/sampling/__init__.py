@@ -3,19 +3,25 @@
 from condiff.sampling.adaptive import Adaptive
 from condiff.sampling.affine import GaussianLaw, affine_law, continuous_law
 from condiff.sampling.corrector import PredictorCorrector
+from condiff.sampling.density import ItoDensity
 from condiff.sampling.grid import Grid, Power, Shifted, Uniform
 from condiff.sampling.hooks import ClipResidual, ClipX0, Displace, DynamicThreshold, MeanShift, Record, X0Replace
 from condiff.sampling.inpaint import Inpaint, repaint_grid
 from condiff.sampling.inversion import Inversion, invert
 from condiff.sampling.joint import JointSolver
+from condiff.sampling.late import Likeness, Tail, likeness, teleport
 from condiff.sampling.likelihood import Likelihood, log_likelihood
 from condiff.sampling.loop import Hook, Run, Step, sample, trajectory
+from condiff.sampling.measure_statistics import measure_statistics
+from condiff.sampling.model_statistics import ModelStatistics, guidance_of
+from condiff.sampling.sde_likelihood import sde_log_likelihood
 from condiff.sampling.sigmas import BetaSigmas, Karras, UniformLogSNR
 from condiff.sampling.solver import Entry, Solver, State
 from condiff.sampling.solvers.adams import AdamsBashforth
 from condiff.sampling.solvers.ddim import DDIM, Consistency
 from condiff.sampling.solvers.ddpm import DDPM
 from condiff.sampling.solvers.dpm import DPMSolver, DPMSolverPP
+from condiff.sampling.solvers.dpm_v3 import DPMSolverV3
 from condiff.sampling.solvers.euler import Euler
 from condiff.sampling.solvers.heun import Heun
 from condiff.sampling.solvers.renoise import Renoise
@@ -39,6 +45,7 @@ __all__ = [
     "Consistency",
     "DPMSolver",
     "DPMSolverPP",
+    "DPMSolverV3",
     "Displace",
     "DynamicThreshold",
     "Entry",
@@ -49,10 +56,13 @@ __all__ = [
     "Hook",
     "Inpaint",
     "Inversion",
+    "ItoDensity",
     "JointSolver",
     "Karras",
     "Likelihood",
+    "Likeness",
     "MeanShift",
+    "ModelStatistics",
     "Nudge",
     "Power",
     "PredictorCorrector",
@@ -69,6 +79,7 @@ __all__ = [
     "State",
     "Step",
     "Strided",
+    "Tail",
     "TauLeaping",
     "TokenAncestral",
     "TokenFilter",
@@ -79,11 +90,16 @@ __all__ = [
     "X0Replace",
     "affine_law",
     "continuous_law",
+    "guidance_of",
     "infill",
     "invert",
+    "likeness",
     "log_likelihood",
+    "measure_statistics",
     "repaint_grid",
     "resolution_shift",
     "sample",
+    "sde_log_likelihood",
+    "teleport",
     "trajectory",
 ]

@@ -51,6 +51,9 @@ class PredictorCorrector(Solver):
     def stochastic(self) -> bool:
         return True
 
+    def check(self, denoiser: Any, x: Any) -> None:
+        self.predictor.check(denoiser, x)
+
     def start(self) -> State:
         return self.predictor.start()
 

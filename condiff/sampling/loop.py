@@ -202,6 +202,7 @@ def trajectory(
     levels = process.levels(as_grid(grid, steps, process))
     cond = matched(as_conditions(cond, getattr(denoiser, "kinds", None), _device_of(x)), x)
     _check(denoiser, x, levels, cond, held, hooks)
+    solver.check(denoiser, x)
     held = held if held is None or isinstance(held, Mapping) else held.to(_device_of(x))
     run = Run(denoiser, cond, as_source(rng), (*hooks, *getattr(denoiser, "step_hooks", ())))
     solver = join(solver, process, levels, up)

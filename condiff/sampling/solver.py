@@ -116,6 +116,9 @@ class Solver(ABC):
         ancestral sampling, 0 for an ODE, None where it is no fixed multiple."""
         return None if self.stochastic else 0.0
 
+    def check(self, denoiser: Any, x: Any) -> None:  # noqa: B027 - most rules fit all
+        """Before the first step: refuse a denoiser or a state that the rule isn't made for."""
+
     @abstractmethod
     def plan(self, levels: Sequence[Level]) -> list[Any]:
         """Coefficients of each of the ``len(levels) - 1`` steps."""

@@ -40,6 +40,9 @@ class Renoise(Solver):
     def stochastic(self) -> bool:
         return True
 
+    def check(self, denoiser: Any, x: Any) -> None:
+        self.solver.check(denoiser, x)
+
     def start(self) -> State:
         return self.solver.start()
 

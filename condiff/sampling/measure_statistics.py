@@ -1,0 +1,252 @@
+"""Measuring the statistics of a model for DPM-Solver-v3: two forward-mode derivatives per state and node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from condiff.conditions import Conditions, as_conditions
+from condiff.denoiser import Denoises
+from condiff.derivatives import draw_probes, jvp, neighbours, whole_times
+from condiff.errors import BadType, BadValue, Incompatible
+from condiff.process.gaussian import Process
+from condiff.process.level import Level
+from condiff.random import Source, as_source
+from condiff.sampling.model_statistics import ModelStatistics, guidance_of, lam_between
+from condiff.sampling.sigmas import table_size
+
+HALF_WINDOW = 5  # of the moving average of l', in nodes
+
+
+def measure_statistics(
+    denoiser: Denoises,
+    *,
+    data: Tensor | None = None,
+    cond: Mapping[str, Any] | Conditions | None = None,
+    samples: int | None = None,
+    nodes: int = 250,
+    start: float | None = None,
+    end: float | None = None,
+    batch: int = 64,
+    rng: int | torch.Generator | Sequence[int] | Source | None = None,
+    shape: Sequence[int] | None = None,
+    progress: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> ModelStatistics:
+    """The tables of a model, guided or not, measured on K states at each of ``nodes + 1`` levels.
+
+    The states are clean samples with noise added, the same noise and probes at all levels; or without ``data`` (for
+    guided models and models of latents) those that a sampler visits: DDIM from the prior along the nodes. With x and
+    z fixed, ``J = d E[z] / dx`` and a sign v per element::
+
+        l = mean of noise v (J v)            l' = its central difference, averaged over 11 nodes
+        s = cov(f, f') / var(f),  b = mean f' - s mean f            f' = df / dlam along the ODE
+
+    where f doesn't vary (normal data, pure noise) ``s = 0, b = mean f'``. It takes about ``5 (nodes + 1) K``
+    evaluations, once.
+
+    Args:
+        denoiser: the very denoiser that will be sampled: guidance included.
+        data: clean samples (K, *shape), in the model's space.
+        cond: conditions of the K states.
+        samples: K without data; by default as many as there are conditions.
+        nodes: intervals of the tables, about 50 times the steps they are meant for.
+        start, end: times of the first and the last node. By default 1 (0.999 where t = 1 is pure noise), and 1e-3, or
+            the first numbered level of a table.
+        batch: states at once.
+        rng: seed of the noise and the signs.
+
+    Raises:
+        BadValue: data, conditions and samples that don't agree; ends that are no range.
+        Incompatible: a joint state, an endpoint process; a model without forward-mode derivative (see
+            :func:`condiff.derivatives.jvp`).
+        NonFinite: (from the tables) a model that says NaN.
+
+    Example:
+        >>> guided = Free(model, scale=7.5)
+        >>> statistics = measure_statistics(guided, cond={"text": prompts}, nodes=250, rng=0)
+        >>> statistics.save("tables.safetensors")
+    """
+    process = denoiser.process
+    if not isinstance(process, Process) or process.has_source:
+        raise Incompatible(f"these statistics are of a path from noise to data, not of {process}")
+    cond = as_conditions(cond, getattr(denoiser, "kinds", None), _device(denoiser, data))
+    if nodes < 1 or batch < 1:
+        raise BadValue(f"nodes and batch must be at least 1, got {nodes} and {batch}")
+    start = (0.999 if process.at(1.0).data == 0.0 else 1.0) if start is None else start
+    ends = lam_between(process, start, 1.0 / (table_size(process) or 1000) if end is None else end)
+    lam = torch.linspace(*ends, nodes + 1, dtype=torch.float64)
+    levels = process.levels(process.time(2.0 * lam))
+    states = _States(denoiser, levels, data, cond, samples, shape, as_source(rng), dtype)
+    begin = getattr(denoiser, "start", None)
+    if begin is not None:
+        begin()
+    moments = [_measure(denoiser, states, j, batch) for j in _counted(len(levels), progress)]
+    return ModelStatistics(
+        **_tables(moments, float(lam[1] - lam[0])),
+        ends=ends,
+        process=process,
+        shape=tuple(states.x.shape[1:]),
+        guidance=guidance_of(denoiser),
+        samples=states.count,
+    )
+
+
+class _States:
+    """The K states at each level, with their probes: noised data, or the path of a sampler."""
+
+    def __init__(
+        self,
+        denoiser: Denoises,
+        levels: Sequence[Level],
+        data: Tensor | None,
+        cond: Conditions,
+        samples: int | None,
+        shape: Sequence[int] | None,
+        rng: Source,
+        dtype: torch.dtype,
+    ) -> None:
+        self.levels, self.data, self.cond = levels, data, cond
+        self.count = _count(data, cond, samples)
+        device = _device(denoiser) if data is None else data.device
+        if data is not None:
+            if not data.dtype.is_floating_point:
+                raise BadType(f"data must be a floating point tensor, got {data.dtype}")
+            shape, dtype = data.shape[1:], data.dtype
+        shape = denoiser.shape if shape is None else shape
+        if shape is None:
+            raise BadValue("the denoiser doesn't know the shape of a sample: give shape=, or data=")
+        process = denoiser.process
+        full = (self.count, *shape)
+        if data is None:
+            self.x = process.prior().sample(levels[0], full, rng, dtype=dtype, device=device)
+        else:
+            self.x = self.noise = process.noise_law.sample(rng, full, dtype, device)
+        self.probes = draw_probes(1, "rademacher", self.x, rng)[0]
+
+    def go(self, j: int) -> None:
+        """To node j."""
+        if self.data is not None:
+            level = self.levels[j]
+            self.x = level.data * self.data + level.noise * self.noise
+
+    def leave(self, j: int, noise: Tensor) -> None:
+        """On to the next node by the predicted noise, a DDIM step, when the states are those of a path."""
+        if self.data is None and j + 1 < len(self.levels):
+            t, s = self.levels[j], self.levels[j + 1]
+            ratio = float(s.data / t.data)
+            self.x = ratio * self.x + float(s.noise - ratio * t.noise) * noise
+
+
+class _Moments(NamedTuple):
+    """What one node leaves: ``f' = rest - l' y``, linear in l', which is known when all nodes are."""
+
+    l: Tensor  # noqa: E741
+    constant: Tensor  # bool: f doesn't vary
+    var: Tensor  # of f
+    mean: Tensor  # of f
+    rest: Tensor  # mean of ``f' + l' y``
+    y: Tensor  # mean
+    cov_rest: Tensor  # with f
+    cov_y: Tensor  # with f
+
+
+@torch.no_grad()
+def _measure(denoiser: Denoises, states: _States, j: int, batch: int) -> _Moments:
+    states.go(j)
+    rows = range(0, states.count, batch)
+    parts = [_evaluate(denoiser, states, j, slice(i, min(i + batch, states.count))) for i in rows]
+    noise, diagonal, rate = (torch.cat(p) for p in zip(*parts, strict=True))
+    found = _moments(states.x, noise, diagonal, rate, states.levels[j])
+    states.leave(j, noise)
+    return found
+
+
+def _evaluate(denoiser: Denoises, states: _States, j: int, rows: slice) -> tuple[Tensor, ...]:
+    """E[z], ``v (J v)``, and ``d E[z] / dlam`` along the ODE."""
+    level, cond, device = states.levels[j], states.cond.rows(rows), _device(denoiser, states.x)
+    x, v = states.x[rows].to(device), states.probes[rows].to(device)
+    noise, along = jvp(denoiser, x, level, cond, kind="noise", dx=v)
+    dt, between = _clock(denoiser, x, level, cond)
+    lam_rate = float(level.d_data / level.data - level.d_noise / level.noise)  # d lam / dt
+    ratio = float(level.d_data / level.data)
+    velocity = ratio * x + float(level.d_noise - ratio * level.noise) * noise
+    rate = jvp(denoiser, x, level, cond, kind="noise", dx=velocity / lam_rate, dt=dt, between=between).derivative
+    return tuple(out.to(states.x.device) for out in (noise, v * along, rate))
+
+
+def _clock(denoiser: Denoises, x: Tensor, level: Level, cond: Conditions) -> tuple[float, tuple[float, float] | None]:
+    """``dt / dlam``; for models that know whole-numbered times only, of the chord between neighbouring levels."""
+    if not whole_times(denoiser, x, level, cond):
+        return 1.0 / float(level.d_data / level.data - level.d_noise / level.noise), None
+    low, high = neighbours(denoiser.process, float(level.t))
+    rise = 0.5 * float(denoiser.process.at(high).log_snr - denoiser.process.at(low).log_snr)
+    return (high - low) / rise, (low, high)
+
+
+def _moments(x: Tensor, noise: Tensor, diagonal: Tensor, rate: Tensor, level: Level) -> _Moments:
+    precision = torch.finfo(noise.dtype).eps
+    x, noise, rate = x.double(), noise.double(), rate.double()
+    ratio = float(level.noise / level.data)
+    l = float(level.noise) * diagonal.double().mean(0)  # noqa: E741
+    y, a = x / float(level.data), ratio * noise
+    f = a - l * y
+    rest = (l - 1.0) * a + ratio * rate
+    mean, centred = f.mean(0), f - f.mean(0)
+    var, power = centred.square().mean(0), f.square().mean(0)
+    # Where f is constant, or nothing but the round-off of a - l y, its variance says nothing.
+    floor = (1e3 * precision) ** 2 * (a.square() + (l * y).square()).mean(0)
+    constant = (var <= 1e-10 * power) | (var <= floor)
+    return _Moments(l, constant, var, mean, rest.mean(0), y.mean(0), (centred * rest).mean(0), (centred * y).mean(0))
+
+
+def _tables(moments: Sequence[_Moments], h: float) -> dict[str, Tensor]:
+    m = _Moments(*(torch.stack(column) for column in zip(*moments, strict=True)))
+    slope = smoothed(differences(m.l, h), HALF_WINDOW)
+    s = (m.cov_rest - slope * m.cov_y) / torch.where(m.constant, 1.0, m.var)
+    s = torch.where(m.constant, 0.0, s)
+    b = m.rest - slope * m.y - s * m.mean
+    return {"l": m.l.cpu(), "s": s.cpu(), "b": b.cpu()}
+
+
+def differences(table: Tensor, h: float) -> Tensor:
+    """Central differences along the first dimension, one-sided at the ends."""
+    inside = (table[2:] - table[:-2]) / (2.0 * h)
+    return torch.cat([(table[1:2] - table[:1]) / h, inside, (table[-1:] - table[-2:-1]) / h])
+
+
+def smoothed(table: Tensor, half: int) -> Tensor:
+    """Moving averages over ``2 half + 1`` nodes, of those that exist at the ends."""
+    total = torch.cat([torch.zeros_like(table[:1]), table.cumsum(0)])
+    index = torch.arange(len(table), device=table.device)
+    low, high = (index - half).clamp(min=0), (index + half + 1).clamp(max=len(table))
+    return (total[high] - total[low]) / (high - low).reshape(-1, *(1,) * (table.ndim - 1))
+
+
+def _count(data: Tensor | None, cond: Conditions, samples: int | None) -> int:
+    sizes = {"data": None if data is None else len(data), "cond": cond.batch, "samples": samples}
+    known = {k: v for k, v in sizes.items() if v is not None}
+    if len(set(known.values())) != 1:
+        raise BadValue(f"give data=, conditions or samples=, one number of states; got {known or 'none'}")
+    count = next(iter(known.values()))
+    if count < 1:
+        raise BadValue(f"statistics need at least one state, got {count}")
+    return count
+
+
+def _counted(count: int, progress: bool) -> Any:
+    if not progress:
+        return range(count)
+    from tqdm.auto import tqdm
+
+    return tqdm(range(count), desc="measuring", unit="level", leave=False)
+
+
+def _device(denoiser: Any, like: Tensor | None = None) -> torch.device:
+    parameters: Any = getattr(denoiser, "parameters", None)
+    first = None if parameters is None else next(iter(parameters()), None)
+    like = like if first is None else first
+    return torch.device("cpu") if like is None else like.device
