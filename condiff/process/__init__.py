@@ -7,13 +7,22 @@ from condiff.process.gaussian import Gaussian, Process
 from condiff.process.gaussian_law import GaussianLaw
 from condiff.process.joint import Joint, JointPrior
 from condiff.process.keep import CosineKeep, Geometric, Keep, LinearKeep, LogLinear, RatioKeep
+from condiff.process.kinetic import (
+    KineticReport,
+    Separation,
+    kinetic_energy,
+    kinetic_optimal,
+    kinetic_report,
+    straight_sigmas,
+)
 from condiff.process.level import Level, Time, stack_levels
 from condiff.process.noise import NoiseLaw, Normal, StudentT
 from condiff.process.prediction import KINDS, Prediction, mix
-from condiff.process.prior import Given, Moments, Prior
+from condiff.process.prior import EndpointLaw, Given, Moments, Prior
 from condiff.process.ramps import Clocks, Ramps
 from condiff.process.retime import Retimed
 from condiff.process.schedule import EDM, Cosine, Rectified, Schedule, VPLinear
+from condiff.process.separation import from_mse_curve, model_separation, points_separation
 from condiff.process.table import Discrete
 from condiff.process.tabulated import Tabulated
 from condiff.process.teleport import Marginal, Teleport
@@ -31,6 +40,7 @@ __all__ = [
     "CosineKeep",
     "Discrete",
     "Endpoint",
+    "EndpointLaw",
     "Gaussian",
     "GaussianLaw",
     "Geometric",
@@ -39,6 +49,7 @@ __all__ = [
     "Joint",
     "JointPrior",
     "Keep",
+    "KineticReport",
     "Level",
     "LinearKeep",
     "LogLinear",
@@ -57,6 +68,7 @@ __all__ = [
     "Residual",
     "Retimed",
     "Schedule",
+    "Separation",
     "Sigmoid",
     "StudentT",
     "SubVP",
@@ -70,7 +82,14 @@ __all__ = [
     "TokenTime",
     "UniformTokens",
     "VPLinear",
+    "from_mse_curve",
+    "kinetic_energy",
+    "kinetic_optimal",
+    "kinetic_report",
     "mix",
     "mix_tokens",
+    "model_separation",
+    "points_separation",
     "stack_levels",
+    "straight_sigmas",
 ]

@@ -203,8 +203,8 @@ class Interpolant(Process):
     * ``"mirror"``: ``x0`` alone, which comes back at t = 1; no endpoint.
 
     and ``gamma z`` on top, ``gamma`` = scale times ``"brownian"`` ``sqrt(t (1 - t))``, ``"bsquared"`` ``t (1 - t)``,
-    ``"sinesquared"`` ``sin(pi t)^2``, ``"sigmoid"`` (a bump of two sigmoids) or ``"zero"``. One-sided interpolants are ``Gaussian(Rectified())`` and
-    ``Gaussian(Cosine())``.
+    ``"sinesquared"`` ``sin(pi t)^2``, ``"sigmoid"`` (a bump of two sigmoids) or ``"zero"``. One-sided
+    interpolants are ``Gaussian(Rectified())`` and ``Gaussian(Cosine())``.
 
     The paper's fields are ``velocity`` (b), ``mean_velocity`` (v), ``noise`` (eta) and ``score`` (s); with
     ``{"velocity", "noise"}`` or ``{"mean_velocity", "noise"}`` predicted everything else follows without knowing y.

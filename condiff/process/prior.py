@@ -109,6 +109,46 @@ class Moments(Prior):
 
 
 @dataclass(frozen=True, eq=False)
+class EndpointLaw(Prior):
+    """The endpoint drawn from its own law: ``x = source y + noise z`` with ``y ~ law``.
+
+    For models that don't see which endpoint a sample started from (stochastic interpolants). An endpoint that is
+    given as a condition is used instead of a draw.
+
+    Args:
+        law: anything with ``sample(n, rng, dtype=)`` and, for likelihoods, ``log_prob(y, 0.0)``, as the oracles of
+            :mod:`condiff.process.oracles` have them.
+
+    Example:
+        >>> law = oracles.mixture(Gaussian(Rectified()), [[-1.0, 0.0], [1.0, 0.0]], stds=0.1)
+        >>> sample(model, prior=EndpointLaw(law), num=64, solver=SDE(0.5, "constant"), steps=100)
+    """
+
+    law: Any
+
+    def sample(self, level, shape, rng, *, source=None, dtype=torch.float32, device="cpu") -> Tensor:
+        if not level.process.has_source:
+            raise Incompatible(f"{level.process} has no endpoint, whose law this is")
+        if source is None:
+            source = self.law.sample(shape[0], rng, dtype=dtype)
+        return Moments().sample(level, shape, rng, source=source, dtype=dtype, device=device)
+
+    def log_prob(self, x: Tensor, level: Level, source: Tensor | None = None) -> Tensor:
+        """``log law(x / source(t)) - D log source(t)``, (B,) float64: the density of the endpoint, not given it.
+
+        Raises:
+            Incompatible: a law without density; a level where the state isn't the endpoint alone.
+        """
+        if not hasattr(self.law, "log_prob"):
+            raise Incompatible(f"{self.law!r} has no log_prob, so its samples have no known density")
+        if not algebra.holds((level.data == 0.0) & (level.noise == 0.0)):
+            raise Incompatible(
+                f"the state of {level.process} at t = {level.t} is not its endpoint alone: let the grid begin at t = 1"
+            )
+        return self.law.log_prob(x / level.source, 0.0).double() - x[0].numel() * math.log(level.source)
+
+
+@dataclass(frozen=True, eq=False)
 class Given(Prior):
     """The initial state itself: an inverted latent, a teleported start, a variable of a joint state that is known."""
 

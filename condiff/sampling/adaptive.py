@@ -85,8 +85,12 @@ def default_floor(dtype: torch.dtype) -> float:
 
 
 def ends(process: Process, t: Level, s: Level, floor: float) -> tuple[Level, Level]:
-    """The levels between which the velocity is safe: t and s, or the level of noise ``floor`` beside a clean one."""
-    if t.noise != 0.0 and s.noise != 0.0:
+    """The levels between which the velocity is safe: t and s, or the level of noise ``floor`` beside a clean one.
+
+    Between two clean ends (an interpolant from data to its endpoint) there is no noise-to-data ratio to go by: the
+    velocity itself has to exist at both, as it does for networks that predict it.
+    """
+    if (t.noise != 0.0) == (s.noise != 0.0):
         return t, s
     noisy = s if t.noise == 0.0 else t
     if noisy.noise <= floor * noisy.data:

@@ -37,9 +37,10 @@ class Likelihood:
 
     Args:
         log_prob: nats per sample, (B,) float64.
-        kind: ``"exact"`` (up to integration error) or ``"estimate"`` (unbiased, by probes).
-        std_error: of the estimate, (B,), from two probes on.
-        latent: the state at t = 1.
+        kind: ``"exact"`` (up to integration error), ``"estimate"`` (unbiased, by probes) or ``"lower bound"`` (an
+            unbiased estimate of one).
+        std_error: of the estimate, (B,), from two probes or paths on.
+        latent: the state at t = 1, of the first path where there are several.
         nfe: network evaluations.
     """
 
@@ -90,7 +91,8 @@ def log_likelihood(
         probes: how many for Hutchinson, or given ones (P, B, ...); the same along the whole path.
         probe: ``"rademacher"`` or ``"normal"``.
         prior: law of the state at the grid's first time, pure noise by default. Where data(1) > 0 (VPLinear, EDM)
-            that is an approximation: ``Moments(mean, var)`` with the data's moments is a better one.
+            that is an approximation: ``Moments(mean, var)`` with the data's moments is a better one. Of a model that
+            doesn't see its endpoint it is the endpoints' law, :class:`~condiff.process.EndpointLaw`.
         chunk: backward passes at once; 1 for networks whose backward pass can't be vectorised.
 
     Raises:
@@ -110,21 +112,41 @@ def log_likelihood(
     if times.ndim != 1 or not bool((times[1:] > times[:-1]).all()):
         raise BadValue("a likelihood takes the sampling grid, from noise to data: its times must decrease")
     cond = as_conditions(cond, getattr(denoiser, "kinds", None), x.device)
-    if denoiser.process.has_source and cond.source is None:
-        raise BadValue(f"{denoiser.process} moves to an endpoint: give a condition of kind 'endpoint'")
+    check_endpoint(denoiser, cond, prior)
     drawn = None if method == "exact" else draw_probes(probes, probe, x, as_source(rng))
     flow = _Flow(denoiser, cond, drawn, chunk)
     state, total = flow.run(x.detach(), denoiser.process.levels(times), solver)
     level = denoiser.process.levels(times[-1:])[0]
+    each = at_prior(prior, state, level, cond.source)[:, None] + total
+    error = each.std(1) / math.sqrt(each.shape[1]) if each.shape[1] > 1 else None
+    kind = "exact" if method == "exact" else "estimate"
+    return Likelihood(each.mean(1), kind, error, state, flow.nfe)
+
+
+def check_endpoint(denoiser: Denoises, cond: Conditions, prior: Prior | None) -> None:
+    """
+    Raises:
+        BadValue: neither the endpoint of each sample nor the endpoints' law is known.
+    """
+    if denoiser.process.has_source and cond.source is None and prior is None:
+        raise BadValue(
+            f"{denoiser.process} moves to an endpoint: give a condition of kind 'endpoint', or for a model that "
+            "doesn't see it the endpoints' law, prior=EndpointLaw(...)"
+        )
+
+
+def at_prior(prior: Prior | None, state: Tensor, level: Level, source: Tensor | None) -> Tensor:
+    """log-density of the state at the far end, (B,) float64.
+
+    Raises:
+        BadValue: no prior where the state still holds the data.
+    """
     if prior is None and level.data > 0.05 * level.noise:
         raise BadValue(
             f"at t = {level.t} the state still holds the data (data = {level.data:.3g}, noise = {level.noise:.3g}): "
             "give prior=, its law there"
         )
-    each = (prior or Moments()).log_prob(state, level, cond.source)[:, None] + total
-    error = each.std(1) / math.sqrt(each.shape[1]) if each.shape[1] > 1 else None
-    kind = "exact" if method == "exact" else "estimate"
-    return Likelihood(each.mean(1), kind, error, state, flow.nfe)
+    return (prior or Moments()).log_prob(state, level, source)
 
 
 def _steps(steps: int | None, grid: Any, solver: Adaptive | None) -> int | None:

@@ -74,8 +74,8 @@ class SDE(Linear):
             raise BadValue(f"noise must be >= 0 at every level, got {amount} at t = {t.t}")
         return amount
 
-    def _epsilon(self, t: Level) -> Weight:
-        """eps at t; some positive number where it doesn't exist, at the noise-free end of a path to an endpoint."""
+    def epsilon(self, t: Level) -> Weight:
+        """``eps(t)``; some positive number where it doesn't exist, at the noise-free end of a path to an endpoint."""
         if not self.stochastic:
             return 0.0 * t.t
         noise = self._amount(t)
@@ -103,7 +103,7 @@ class SDE(Linear):
 
     def weights(self, t: Level, s: Level) -> Weights:
         dt = s.t - t.t
-        epsilon = algebra.where(dt != 0.0, self._epsilon(t), 0.0)
+        epsilon = algebra.where(dt != 0.0, self.epsilon(t), 0.0)
         pull = algebra.divide(epsilon, t.noise)  # -eps score = pull z
         plain = (
             t.data + dt * t.d_data,
