@@ -6,6 +6,7 @@ from condiff.guidance.free import Free
 from condiff.guidance.gradient import Classifier, Energy, gradient
 from condiff.guidance.guided import Guided
 from condiff.guidance.logits import ClassScore, tempered
+from condiff.guidance.superpose import Superpose
 
 __all__ = [
     "Blend",
@@ -16,6 +17,7 @@ __all__ = [
     "Free",
     "Given",
     "Guided",
+    "Superpose",
     "Switch",
     "Term",
     "auto",

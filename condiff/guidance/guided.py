@@ -63,6 +63,11 @@ class Guided(ABC):
             if callable(getattr(member, "parameters", None)):
                 yield from member.parameters()  # type: ignore[attr-defined]
 
+    @property
+    def step_hooks(self) -> tuple[Any, ...]:
+        """Hooks that a member with a memory needs in the loop."""
+        return tuple(hook for m in self.members for hook in getattr(m, "step_hooks", ()))
+
     def start(self) -> None:
         """Begin a new trajectory."""
         for member in self.members:
