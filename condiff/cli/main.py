@@ -14,6 +14,7 @@ from condiff import __version__
 from condiff.cli.evaluate import Evaluate
 from condiff.cli.info import Info
 from condiff.cli.methods import Cite, Methods, Reproduce
+from condiff.cli.restore import Restore
 from condiff.cli.sample import Sample
 from condiff.cli.train import Train
 from condiff.errors import BadFile, BadType, BadValue, CondiffError, Incompatible, MissingExtra
@@ -56,6 +57,7 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
     return tyro.cli(
         Annotated[Train, command("train")]
         | Annotated[Sample, command("sample")]
+        | Annotated[Restore, command("restore")]
         | Annotated[Evaluate, command("evaluate")]
         | Annotated[Info, command("info")]
         | Annotated[Methods, command("methods")]

@@ -140,6 +140,16 @@ def pairs(
     )
 
 
+def find_pictures(path: str | Path) -> list[Path]:
+    """A picture, or those of a folder with its subfolders, sorted by name.
+
+    Raises:
+        BadFile: no such folder, or no pictures in it.
+    """
+    path = Path(path)
+    return [path] if path.is_file() and path.suffix.lower() in SUFFIXES else _find(path)[0]
+
+
 def _framing(size: Any, channels: Any, crop: Any, flip: bool, filter: str, background: Any) -> Framing:
     return Framing(size=as_size(size), channels=channels, crop=crop, flip=flip, filter=filter, background=background)
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -211,6 +212,24 @@ class Pictures(Data):
     def _read_digests(self) -> list[str]:
         rows = zip(*self.views.values(), strict=True)
         return _parallel(lambda s: hashlib.sha256(s.read()).hexdigest(), [s for row in rows for s in row])
+
+
+def read_picture(path: str | Path, channels: int, background: str | None = None) -> Tensor:
+    """One picture at its own size, (C, H, W) in [-1, 1].
+
+    Args:
+        channels, background: see :class:`condiff.data.Framing`.
+
+    Raises:
+        BadFile: a file that is missing, corrupt, or transparent without a background.
+    """
+    framing, path = Framing(channels=channels, background=background), Path(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BadFile(f"{path} can't be read ({error.strerror})") from error
+    array = to_array(to_mode(decode(raw, path.name), framing, path.name), framing)
+    return torch.from_numpy(_scaled(array.astype(np.float32), array))
 
 
 def _scaled(values: Any, like: np.ndarray | Tensor) -> Any:

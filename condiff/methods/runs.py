@@ -246,6 +246,20 @@ def prepare(request: Request, dry: bool = False) -> RunFolder:
     return RunFolder(request.folder, request.recipe(data[0]), request.data.absolute(), data)
 
 
+def read_run(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a run, or of the run that a checkpoint belongs to, and its config.json.
+
+    Raises:
+        BadFile: the folder isn't a run.
+    """
+    if (folder / "state.json").is_file():  # a checkpoint of a run
+        folder = folder.resolve().parent.parent
+    config = read_json(folder / "config.json")
+    if "recipe" not in config or "request" not in config:
+        raise BadFile(f"{folder} holds a model, not a run of `condiff train`: there is no recipe in its config.json")
+    return folder, config
+
+
 def open_run(folder: Path, resume: bool = False) -> RunFolder:
     """A run that exists.
 
@@ -253,11 +267,7 @@ def open_run(folder: Path, resume: bool = False) -> RunFolder:
         BadFile: the folder isn't a run.
     """
     weights = folder
-    if (folder / "state.json").is_file():  # a checkpoint of a run
-        folder = folder.resolve().parent.parent
-    config = read_json(folder / "config.json")
-    if "recipe" not in config or "request" not in config:
-        raise BadFile(f"{folder} holds a model, not a run of `condiff train`: there is no recipe in its config.json")
+    folder, config = read_run(folder)
     stored = config["request"]
     request = DataRequest(source=stored["source"], paths=tuple(stored["paths"]), options=stored["options"])
     run = RunFolder(folder, from_config(config["recipe"]), request, request.open(), resume=resume)
