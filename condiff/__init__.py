@@ -32,6 +32,7 @@ _ROOMS = (
     "sampling",
     "scoring",
     "training",
+    "video",
 )
 
 # The names that most sessions need, without their room.

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condiff.config import read_json, to_config
+from condiff.codecs import Codec
+from condiff.config import from_config, read_json, to_config
 from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadType, BadValue, Incompatible, unknown
 from condiff.files import read_metadata, read_tensors, write_json, write_tensors
@@ -23,6 +24,7 @@ from condiff.process import Process
 
 CONFIG = "config.json"
 RAW = "model.safetensors"
+CODEC = "codec.safetensors"
 FORMAT = "condiff model 1"
 
 
@@ -159,6 +161,39 @@ def load_weights(denoiser: Denoiser | Heads, path: str | Path) -> dict[str, str]
     check_tensors(denoiser.state_dict(), tensors, str(path))
     denoiser.load_state_dict(tensors)
     return metadata
+
+
+def save_codec(folder: str | Path, codec: Codec) -> None:
+    """Write a codec's folder: ``config.json``, and ``codec.safetensors`` with its weights and statistics.
+
+    Raises:
+        BadType: a codec without a configuration that condiff publishes.
+        BadFile: when writing fails.
+    """
+    config = to_config(getattr(codec, "config", codec))
+    write_tensors(Path(folder) / CODEC, codec.state_dict(), {"condiff": versions()["condiff"], "weights": "codec"})
+    write_json(Path(folder) / CONFIG, {"format": FORMAT, "codec": config})
+
+
+def load_codec(folder: str | Path, codec: Codec | None = None, *, device: Any = "cpu") -> Codec:
+    """The codec of a folder, in evaluation mode.
+
+    Args:
+        codec: one's own, built, to take the weights (an autoencoder with a flow, for instance).
+
+    Raises:
+        BadFile: files that are missing or truncated, or of another kind.
+        Incompatible: weights of another codec.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or "codec" not in config:
+        raise BadFile(f"{folder / CONFIG} does not describe a codec: it has no entry 'codec'")
+    out: Codec = from_config(config["codec"]).build() if codec is None else codec
+    tensors, _ = read_tensors(folder / CODEC)
+    check_tensors(out.state_dict(), tensors, str(folder / CODEC))
+    out.load_state_dict(tensors)
+    return out.to(device).eval()
 
 
 def check_same(stored: Any, here: Any, what: str) -> None:

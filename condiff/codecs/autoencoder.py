@@ -27,7 +27,6 @@ from condiff.codecs.warp import warp
 from condiff.errors import BadValue
 from condiff.fields import checked
 from condiff.networks.base import configured, freeze, zeroed
-from condiff.networks.layout import layout_of
 from condiff.networks.norm import GroupNorm
 from condiff.networks.unet_blocks import CONV
 
@@ -173,16 +172,11 @@ class Autoencoder(Codec):
         c = configured(AutoencoderConfig, config, fields)
         super().__init__(c.channels)
         self.config, self.axes = c, len(c.shape) - 1
-        self.layout = layout_of(c.shape, {1: "signal", 2: "image", 3: "volume"}[self.axes])
+        self.factor = 2 ** (len(c.multipliers) - 1)
         if flow is not None and (self.axes != 2 or not c.references):
             raise BadValue(f"a flow warps the references of pictures; got shape {c.shape}, {c.references} references")
         self.needs_ref = "decode" if c.references else None
         self.encoder, self.decoder, self.flow = Encoder(c, self.axes), Decoder(c, self.axes), flow
-
-    @property
-    def factor(self) -> int:
-        """Samples per latent along each spatial axis."""
-        return 2 ** (len(self.config.multipliers) - 1)
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         shape = tuple(shape)

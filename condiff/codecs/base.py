@@ -34,10 +34,12 @@ class Codec(nn.Module):
 
     Attributes:
         needs_ref: ``"decode"`` or ``"both"``: where a reference must be given; None for codecs that read none.
-        shift, scale: the statistics, buffers (C, 1, ...), at first 0 and 1.
+        factor: samples per latent along each spatial axis.
+        shift, scale: the statistics, buffers (C,) or (), at first 0 and 1.
     """
 
     needs_ref: str | None = None
+    factor: int = 1
     shift: Tensor
     scale: Tensor
 

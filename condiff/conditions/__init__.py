@@ -2,6 +2,7 @@
 
 from condiff.conditions.bank import ConditionBank, Embedded
 from condiff.conditions.condition import KINDS, Condition, Conditions, as_conditions, cat
+from condiff.conditions.ends import SIDES, EitherEnd
 from condiff.conditions.specs import Endpoint, Frames, Label, Map, Observation, Scalar, Spec, Tokens, Vector
 from condiff.conditions.transforms import (
     Chain,
@@ -16,6 +17,7 @@ from condiff.conditions.transforms import (
 
 __all__ = [
     "KINDS",
+    "SIDES",
     "Chain",
     "Condition",
     "ConditionBank",
@@ -23,6 +25,7 @@ __all__ = [
     "Corrupt",
     "CorruptionLaw",
     "Dropout",
+    "EitherEnd",
     "Embedded",
     "Endpoint",
     "FixedNoise",

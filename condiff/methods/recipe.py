@@ -106,8 +106,6 @@ def embedding_for(kind: str, value: Any, classes: int | None) -> Spec:
         return Map(value.shape[1])
     if kind == "endpoint":
         return Endpoint(value.shape[1])
-    if kind == "endpoint":
-        return Endpoint(value.shape[1])
     if kind == "frames" and value.ndim > 2:
         return Frames(value.shape[1], value.shape[2])
     raise BadValue(

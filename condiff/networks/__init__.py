@@ -8,6 +8,7 @@ from condiff.networks.hooks import features, read, replace
 from condiff.networks.layout import Layout, layout_of
 from condiff.networks.mlp import MLP, MLPConfig
 from condiff.networks.surgery import Swap, operations, soften
+from condiff.networks.two_sided import TwoSided, TwoSidedConfig
 from condiff.networks.unet import UNet, UNetConfig
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "Network",
     "Swap",
     "TimeEmbedding",
+    "TwoSided",
+    "TwoSidedConfig",
     "UNet",
     "UNetConfig",
     "features",

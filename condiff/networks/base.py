@@ -9,7 +9,7 @@ which hooks take too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,13 @@ class Network(nn.Module):
     Attributes:
         config: the frozen dataclass that builds it.
         layout: where the channels of a sample are.
+        any_size: whether other spatial sizes than the configured one are taken.
     """
 
     config: Any
     layout: Layout
     bank: ConditionBank
+    any_size: ClassVar[bool] = False
 
     @property
     def condition_kinds(self) -> Mapping[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +130,8 @@ class UNet(Network):
     and aux. Other spatial sizes than the configured one are accepted, odd ones too: a level of n becomes
     ceil(n / stride), and the decoder comes back to n.
     """
+
+    any_size: ClassVar[bool] = True
 
     def __init__(self, config: UNetConfig | None = None, **fields: Any) -> None:
         super().__init__()

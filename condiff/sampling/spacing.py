@@ -99,7 +99,7 @@ def _first_levels(total: int, start: float) -> int:
 
 @dataclass(frozen=True)
 class Strided(Grid):
-    """Every k-th index of the process's table from the last one down, then 1 and 0, and a step to t = 0 (BBDM, Li 2023).
+    """Every k-th index of the process's table from the last down, then 1, 0 and a step to t = 0 (BBDM, Li 2023).
 
     Of S steps the first S - 2 are at ``(N - 1) (S - 2 - k) div (S - 2)``, k = 0 ... S - 3, in whole numbers (a stride
     in floating point is off by one for some S). Where these come to 1 by themselves there is a step less.

@@ -87,6 +87,21 @@ class MinSNR(Weighting):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InverseNoise(Weighting):
+    """``w = min(1 / s, cap)``: on the absolute error of x0, whose size on a bridge is about that of its noise (BBDM's
+    released training, consecutive bridges)."""
+
+    cap: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.cap < math.inf:
+            raise BadValue(f"InverseNoise needs cap > 0, got {self.cap}")
+
+    def scaled(self, level: Level) -> Weight:
+        return _smaller(level.noise, self.cap * level.noise**2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class P2(Weighting):
     """``1 / (k + SNR)^gamma`` on the noise-MSE (Choi 2022, eq. 7)."""
 
