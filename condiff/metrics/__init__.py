@@ -6,6 +6,7 @@ energy or memorisation. The tests hold PSNR, SSIM and CRPS equal to torchmetrics
 """
 
 from condiff.metrics.calibration import Calibration, calibration, confusion, mean_class_accuracy, text_score
+from condiff.metrics.control import FieldLosses, best_noise, field_losses, kl_bound
 from condiff.metrics.digit_classifier import DigitClassifier, digit_classifier
 from condiff.metrics.discrepancy import (
     RBF,
@@ -33,6 +34,7 @@ __all__ = [
     "DigitClassifier",
     "Elbo",
     "Features",
+    "FieldLosses",
     "ImageFeatures",
     "Kernel",
     "Leakage",
@@ -40,6 +42,7 @@ __all__ = [
     "Memorisation",
     "Pixels",
     "Polynomial",
+    "best_noise",
     "bits_per_dim",
     "calibration",
     "class_accuracy",
@@ -51,12 +54,14 @@ __all__ = [
     "elbo",
     "energy_distance",
     "evaluate",
+    "field_losses",
     "frechet",
     "frechet_gaussian",
     "inception",
     "kernel_distance",
-    "mean_class_accuracy",
+    "kl_bound",
     "leakage",
+    "mean_class_accuracy",
     "memorisation",
     "mmd2",
     "motion",
