@@ -13,7 +13,7 @@ from beartype import beartype
 from jaxtyping import TypeCheckError
 
 # Networks end up inside torch.compile, which the checks don't survive.
-ROOMS = [f"condiff.{room}" for room in ("process", "sampling", "guidance", "metrics", "data", "figures")]
+ROOMS = [f"condiff.{room}" for room in ("process", "sampling", "guidance", "metrics", "data", "figures", "scoring")]
 _jaxtyped = jaxtyping.jaxtyped
 
 
