@@ -294,17 +294,18 @@ def guidance_of(denoiser: Any) -> Any:
     be the same.
     """
     if not hasattr(denoiser, "members") or not dataclasses.is_dataclass(denoiser):
-        return None
-    told: dict[str, Any] = {"part": type(denoiser).__name__}
+        inside = getattr(denoiser, "denoiser", None)  # a wrapper of another kind
+        return None if inside is None else guidance_of(inside)
+    told: dict[str, Any] = {"type": type(denoiser).__name__}
     for f in dataclasses.fields(denoiser):
         value = getattr(denoiser, f.name)
         if f.init and not f.name.startswith("_") and not _is_default(f, value):
             described = _describe(value)
             if described is not None:
                 told[f.name] = described
-    if told == {"part": "Free", "scale": 1.0} or set(told) == {"part"}:
-        inside = getattr(denoiser, "denoiser", None)
-        return None if inside is None else guidance_of(inside)
+    nothing = told.get("type") == "Given" and set(told) <= {"type", "denoiser"}  # conditions bound, no more
+    if nothing or {k: v for k, v in told.items() if k != "denoiser"} == {"type": "Free", "scale": 1.0}:
+        return told.get("denoiser")
     return told
 
 
@@ -327,7 +328,7 @@ def _describe(value: Any) -> Any:
         return float(value)
     if dataclasses.is_dataclass(value):
         told = {f.name: _describe(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {"part": type(value).__name__, **{k: v for k, v in told.items() if v is not None}}
+        return {"type": type(value).__name__, **{k: v for k, v in told.items() if v is not None}}
     if isinstance(value, Callable):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
     return type(value).__name__
@@ -337,13 +338,13 @@ def _as_guidance(value: Any) -> Any:
     """A scale stands for classifier-free guidance of that scale."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    return None if value == 1.0 else {"part": "Free", "scale": float(value)}
+    return None if value == 1.0 else {"type": "Free", "scale": float(value)}
 
 
 def _said(guidance: Any) -> str:
     if guidance is None:
         return "no guidance"
     if isinstance(guidance, dict):
-        inside = ", ".join(f"{k}={v}" for k, v in guidance.items() if k != "part")
-        return f"the guidance {guidance.get('part')}({inside})"
+        inside = ", ".join(f"{k}={v}" for k, v in guidance.items() if k != "type")
+        return f"the guidance {guidance.get('type')}({inside})"
     return f"the guidance {guidance}"
