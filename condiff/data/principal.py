@@ -19,13 +19,13 @@ MOST = 512  # components that are kept by default beyond that
 
 
 def gaussian_law(
-    data: Data | Float[Tensor, "samples *shape"],
+    data: Data | Float[Tensor, "n *shape"],
     rank: int | None = None,
     *,
     rows: Tensor | None = None,
     batch: int = 256,
 ) -> GaussianLaw:
-    """The Gaussian law of a data set: its mean, its largest principal components, the rest of its variance spread evenly.
+    """The Gaussian law of a data set: mean, largest principal components, the rest of the variance spread evenly.
 
     Samples of up to 1024 entries: the exact covariance, in one pass. Larger ones: the block Krylov
     method (Musco & Musco 2015), which never forms the covariance, in six passes.

@@ -69,6 +69,24 @@ class _Curve(NamedTuple):
         rise = 6.0 * u * v * (self.values[k + 1] - self.values[k]) / h
         return rise + v * (v - 2.0 * u) * self.slopes[k] + u * (u - 2.0 * v) * self.slopes[k + 1]
 
+    def integral(self, t: Tensor) -> Tensor:
+        """From the first node to t."""
+        whole = self.times.diff()
+        whole = 0.5 * whole * (self.values[:-1] + self.values[1:]) - whole**2 * self.slopes.diff() / 12.0
+        before = torch.cat([torch.zeros_like(whole[:1]), whole.cumsum(0)])
+        k, h, u, _ = self._piece(t)
+        ends = u * (1.0 - u**2 * (1.0 - 0.5 * u)) * self.values[k] + u**3 * (1.0 - 0.5 * u) * self.values[k + 1]
+        bend = (
+            u**2 * (0.5 - u * (2.0 / 3.0 - 0.25 * u)) * self.slopes[k]
+            - u**3 * (1.0 / 3.0 - 0.25 * u) * self.slopes[k + 1]
+        )
+        return before[k] + h * (ends + h * bend)
+
+
+def monotone_curve(times: Tensor, values: Tensor) -> _Curve:
+    """The shape-preserving cubic through values (N,) at rising times (N,): ``.value``, ``.slope`` and ``.integral``."""
+    return _Curve(times, values, monotone_slopes(times, values))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tabulated(Schedule):

@@ -58,7 +58,9 @@ class LowRank:
         level, law = self.process.at(t), self.law.to(x_t.device)
         singular = bool((law.variances == 0.0).any()) or (law.rank < law.dims and law.residual == 0.0)
         if vanishes(level.noise) and singular:
-            raise Degenerate(f"these data have no density at noise(t) = 0, t = {level.t}: no variance in some direction")
+            raise Degenerate(
+                f"these data have no density at noise(t) = 0, t = {level.t}: no variance in some direction"
+            )
         along, rest = law.spread(level)
         inverse: Spread = (-1.0 / along, _ratio(-1.0, rest))
         return law.scaled(law.away(x_t, level), inverse).reshape(x_t.shape)

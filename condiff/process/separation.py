@@ -1,0 +1,198 @@
+"""Measuring the separation function: from a finite set of points, from any denoiser, from a curve of errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from condiff.errors import BadType, BadValue, unknown
+from condiff.process.gaussian import Gaussian, Process
+from condiff.process.gaussian_law import check_path
+from condiff.process.kinetic import Separation
+from condiff.process.oracles import empirical
+from condiff.process.schedule import Cosine
+from condiff.random import Source, as_source
+from condiff.typing import Float, Tensor
+
+LOWEST, HIGHEST, NODES = 1e-3, 30.0, 60  # of the table, in roots of data of unit power
+MOST = 5000  # points of the softmax
+ERRORS = ("x0", "noise")
+
+
+def points_separation(
+    x: Float[Tensor, "n *shape"],
+    *,
+    draws: int = 2000,
+    roots: Sequence[float] | None = None,
+    rng: int | torch.Generator | Sequence[int] | Source | None = 0,
+) -> Separation:
+    """The separation of a finite set of points, by the exact posterior over them.
+
+    With n points in D dimensions it tends to 1 as n / sqrt(D) -> 0, also when they were drawn from a Gaussian: it is
+    that of memorising these points. For the population behind them use :func:`model_separation` with a trained model.
+
+    Args:
+        x: points (n, *shape); of more than 5000, that many are taken at random.
+        draws: noisy points at which the error is measured.
+        roots: ``alpha / sigma`` for data of unit power; 60 from 0.001 to 30 by default.
+
+    Raises:
+        BadValue: fewer than two points, or all the same; NaN.
+        BadType: integers.
+    """
+    rng = as_source(rng)
+    x = _checked(x)
+    if len(x) > MOST:
+        x = x[torch.argsort(rng.uniform((len(x),)))[:MOST]]
+    power, dims, of = _power(x), x[0].numel(), f"{len(x)} points"
+    x = (x - x.mean(0)).double().flatten(1)
+    if len(x) < dims:  # what noise does outside their span tells nothing about them
+        u, values, _ = torch.linalg.svd(x, full_matrices=False)
+        x = u * values
+    path = Gaussian(Cosine())
+    scaled = _reached(path, power, roots)
+    errors = _errors(empirical(path, x), x, None, scaled, math.sqrt(power), draws, rng, batch=1024)
+    return from_mse_curve(scaled, (errors / (dims * power)).tolist(), end=1.0, power=power, of=of)
+
+
+def model_separation(
+    denoiser: Any,
+    x: Float[Tensor, "n *shape"],
+    cond: Mapping[str, Tensor] | None = None,
+    *,
+    draws: int = 1000,
+    roots: Sequence[float] | None = None,
+    end: float | None = None,
+    power: float | None = None,
+    rng: int | torch.Generator | Sequence[int] | Source | None = 0,
+    batch: int = 256,
+    of: str = "model",
+) -> Separation:
+    """The separation that a denoiser sees: one less its mean square error of x0, over the data's variance.
+
+    The same data and noise are used at all levels. With conditions it is the mean over them, for one shared schedule.
+    A model's error is never below the least one, so lambda is, if anything, too small.
+
+    Args:
+        denoiser: any denoiser of a path from data to Gaussian noise.
+        x: data (n, *shape), best held-out.
+        cond: their conditions, tensors (n, ...).
+        draws: noisy samples at each level, the data in turn.
+        roots: ``alpha / sigma`` for data of unit power; 60 from 0.001 to 30 by default, those that the path reaches.
+        end: h at the clean end; the last one measured by default (1 for points).
+        power: variance of the data per entry; that of x by default.
+
+    Raises:
+        BadValue: constant data, fewer than two rows, NaN, roots that the path doesn't reach.
+        Incompatible: a path with an endpoint, noise that isn't Gaussian.
+    """
+    check_path(denoiser.process)
+    x, rng = _checked(x), as_source(rng)
+    power = _power(x) if power is None else power
+    if draws < 1:
+        raise BadValue(f"draws must be at least 1, got {draws}")
+    scaled = _reached(denoiser.process, power, roots)
+    errors = _errors(denoiser, x, cond, scaled, math.sqrt(power), draws, rng, batch)
+    return from_mse_curve(scaled, (errors / (x[0].numel() * power)).tolist(), end=end, power=power, of=of)
+
+
+def _errors(
+    denoiser: Any,
+    x: Tensor,
+    cond: Mapping[str, Tensor] | None,
+    scaled: Sequence[float],
+    scale: float,
+    draws: int,
+    rng: Source,
+    batch: int,
+) -> Tensor:
+    """Mean ``|x0 - E[x0 | x_t]|^2`` of a sample at each of the rising roots; 0 once it has become negligible."""
+    rows, out = torch.arange(draws) % len(x), torch.zeros(len(scaled), dtype=torch.float64)
+    noise, size = rng.normal((draws, *x.shape[1:]), x.dtype), float(x.double().square().sum() / len(x))
+    for i, root in enumerate(scaled):
+        t = denoiser.process.time(torch.tensor(2.0 * math.log(root / scale), dtype=torch.float64))
+        for part in torch.arange(draws).split(batch):
+            some = x[rows[part]]
+            given = None if cond is None else {k: v[rows[part]] for k, v in cond.items()}
+            truth = denoiser.process.forward(some, float(t), noise=noise[part])
+            with torch.no_grad():
+                error = denoiser(truth.x_t, truth.level, given).x0.double() - some.double()
+            out[i] += float(error.square().sum()) / draws
+        if out[i] * (1.0 + root * root) < 1e-6 * size:
+            break
+    return out
+
+
+def from_mse_curve(
+    roots: Sequence[float],
+    mse: Sequence[float],
+    *,
+    kind: str = "x0",
+    end: float | None = None,
+    power: float = 1.0,
+    of: str = "a curve of errors",
+) -> Separation:
+    """The separation from a curve of errors, such as a trainer's loss by noise level.
+
+    What breaks the two facts that hold for all data, an error that falls with the root, and one that is not above
+    that of a Gaussian, ``1 / (1 + s^2)``, is measurement error and put right.
+
+    Args:
+        roots: ``sqrt(q) alpha / sigma``: the signal-to-noise root for data scaled to unit power; any order.
+        mse: mean square error per entry, of x0 over the data's variance q, or of the noise.
+        kind: which of the two, ``"x0"`` or ``"noise"``: ``mmse = mse / s^2``.
+        end: h at the clean end; the last one of the curve by default.
+        power: q.
+
+    Raises:
+        BadValue: negative or infinite errors, roots that repeat, an unknown kind.
+    """
+    if kind not in ERRORS:
+        raise unknown("kind of error", kind, ERRORS)
+    s, e = (torch.tensor([float(v) for v in values], dtype=torch.float64) for values in (roots, mse))
+    if len(s) != len(e) or len(s) < 2:
+        raise BadValue(f"a curve needs two roots and an error each at least, got {len(s)} and {len(e)}")
+    if not bool(torch.isfinite(e).all() & (e >= 0.0).all() & torch.isfinite(s).all() & (s > 0.0).all()):
+        raise BadValue("roots must be positive, errors >= 0, and both finite")
+    s, order = s.sort()
+    e = e[order] / s**2 if kind == "noise" else e[order]
+    e = torch.minimum(e, 1.0 / (1.0 + s * s)).cummin(0).values
+    h = float((1.0 - e[-1] * (1.0 + s[-1] ** 2)).clamp(0.0, 1.0))
+    return Separation(
+        roots=tuple(s.tolist()), mmse=tuple(e.tolist()), end=h if end is None else end, power=power, of=of
+    )
+
+
+def _checked(x: Tensor) -> Tensor:
+    if not x.dtype.is_floating_point:
+        raise BadType(f"x must be a floating point tensor, got {x.dtype}")
+    if x.ndim < 2 or len(x) < 2:
+        raise BadValue(f"at least two samples (n, *shape) are needed, got {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise BadValue("the data hold NaN or infinity")
+    return x
+
+
+def _power(x: Tensor) -> float:
+    power = float((x.double() - x.double().mean(0)).square().mean())
+    if not power > 0.0:
+        raise BadValue("all samples are the same: constant data don't move, and any path is as good")
+    return power
+
+
+def _reached(process: Process, power: float, roots: Sequence[float] | None) -> list[float]:
+    """The roots, those asked for or the default ones that the path reaches."""
+    scale = math.sqrt(power)
+    first, last = process.at(0.0), process.at(1.0)
+    low = scale * last.data / last.noise
+    high = scale * first.data / first.noise if first.noise > 0.0 else math.inf
+    if roots is None:
+        even = torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), NODES, dtype=torch.float64).tolist()
+        return [s for s in even if low <= s <= high]
+    outside = [s for s in roots if not low * (1.0 - 1e-9) <= s <= high * (1.0 + 1e-9)]
+    if outside or len(roots) < 2:
+        raise BadValue(f"the roots {outside or list(roots)} don't lie in those of the path, {low:.4g} .. {high:.4g}")
+    return sorted(float(s) for s in roots)
