@@ -20,7 +20,7 @@ from condiff.denoiser import Denoises
 from condiff.errors import BadType, BadValue, unknown
 from condiff.model_files import load_codec, load_model, save_codec, save_model
 from condiff.random import derive_seed
-from condiff.sampling import DDIM, Grid, Solver, Strided, sample
+from condiff.sampling import DDIM, Grid, Hook, Solver, Strided, sample
 from condiff.typing import Float
 from condiff.video.cuts import scene_cuts
 
@@ -47,8 +47,8 @@ class Interpolator:
     Args:
         denoiser: over latents, told ``frames`` (B, 2, *latent), and on a process with an endpoint the side.
         codec: between frames and latents; frames as they are by default.
-        solver, grid: how the middle latent is sampled. ``DDIM(eta)`` with eta in [0, 1] takes a share of the bridge's
-            noise, ``DDPM()`` all of it.
+        solver, grid, hooks: how the middle latent is sampled. ``DDIM(eta)`` with eta in [0, 1] takes a share of the
+            bridge's noise, ``DDPM()`` all of it.
         batch: gaps that are filled together.
         cut: histogram distance of two frames above which there is a warning of a scene cut; None for none.
 
@@ -68,6 +68,7 @@ class Interpolator:
         *,
         solver: Solver | None = None,
         grid: Grid | None = None,
+        hooks: Sequence[Hook] = (),
         batch: int = 16,
         cut: float | None = 0.5,
     ) -> None:
@@ -77,7 +78,7 @@ class Interpolator:
             raise BadValue(f"eta, the share of the bridge's noise, lies in [0, 1], got {self.solver.eta}")
         if batch < 1:
             raise BadValue(f"batch must be at least 1, got {batch}")
-        self.batch, self.cut = batch, cut
+        self.hooks, self.batch, self.cut = tuple(hooks), batch, cut
 
     @classmethod
     def from_pretrained(
@@ -183,7 +184,7 @@ class Interpolator:
         if self.denoiser.process.has_source:
             cond = EitherEnd(sampling=side)(cond, training=False)
             options |= {"initial": cond.source, "shape": None}
-        return sample(self.denoiser, solver=self.solver, cond=cond, dtype=frames.dtype, **options)
+        return sample(self.denoiser, solver=self.solver, cond=cond, hooks=self.hooks, dtype=frames.dtype, **options)
 
     def _warn(self, frames: Tensor) -> None:
         cuts = scene_cuts(frames, self.cut) if self.cut is not None else []
