@@ -40,8 +40,12 @@ class GaussianLaw:
     cov: Float[Tensor, "n n"]
 
     def distance(self, other: GaussianLaw) -> float:
-        """The largest difference of means in standard deviations of ``other``, or of covariances in its variances."""
-        scale = other.cov.diagonal().max().clamp_min(torch.finfo(torch.float64).tiny)
+        """The largest difference of means in standard deviations of ``other``, or of covariances in its variances.
+
+        Plain differences where ``other`` is a point.
+        """
+        scale = other.cov.diagonal().max()
+        scale = torch.where(scale > 0.0, scale, 1.0)
         means = (self.mean - other.mean).abs().max() / scale.sqrt()
         return float(torch.maximum(means, (self.cov - other.cov).abs().max() / scale))
 
@@ -59,9 +63,8 @@ class _Basis(Source):
         out = torch.zeros(tuple(shape), dtype=dtype)
         flat = out.reshape(shape[0], -1)
         first, self.used = self.used, self.used + flat.shape[1]
-        if self.rows > 2:
-            here = range(first, self.used)
-            flat[torch.arange(first, self.used) + 1, torch.arange(len(here))] = 1.0
+        index = torch.arange(first, min(self.used, self.rows - 2))
+        flat[index + 1, index - first] = 1.0
         flat[-1] = self.check.normal(flat.shape[1:], dtype)
         self.drawn.append(flat[-1])
         return out.to(device)
@@ -105,8 +108,11 @@ def affine_law(
             x = step.x_s
         return x.reshape(rows, -1), rng
 
-    count = run(2)[1].used  # a first run counts the numbers that are drawn
-    x, rng = run(count + 2)
+    dims = int(torch.Size(shape).numel())
+    guess = dims * (len(times) if solver.stochastic else 1) + 2  # a draw a step; a run counts them
+    x, rng = run(guess)
+    if rng.used + 2 != guess:
+        x, rng = run(rng.used + 2)
     mean, columns = x[0], x[1:-1] - x[0]
     expected = mean + torch.cat(rng.drawn) @ columns
     if not torch.allclose(expected, x[-1], rtol=1e-6, atol=1e-6 * float(x[-1].abs().max())):
