@@ -83,8 +83,8 @@ def condition_use(
     errors = candidate_errors(denoiser, x, triples, times, noise, [measure], choice=choice, batch=batch)[0]
     per_sample = errors.double().mean(-1)
     gain = per_sample[:, 1] - per_sample[:, 0]
-    means = per_sample.mean(0).tolist()
-    return ConditionUse(*means, float(gain.mean()), float(gain.std() / len(gain) ** 0.5))
+    own, others, none = per_sample.mean(0).tolist()
+    return ConditionUse(own, others, none, float(gain.mean()), float(gain.std() / len(gain) ** 0.5))
 
 
 def _others(told: Conditions, names: Sequence[str], count: int, seed: int) -> Tensor:
