@@ -21,7 +21,7 @@ from condiff.random import Source
 from condiff.training.batch import Batch
 from condiff.training.config import TrainConfig
 from condiff.training.objective import Denoising, Losses
-from condiff.training.times import DiscreteTimes
+from condiff.training.times import UniformTimes
 from condiff.training.trainer import Trainer
 
 
@@ -35,7 +35,8 @@ class TargetChoice(nn.Module):
 
     Args:
         kinds: the two quantities a and b.
-        objective: times, distance, weighting and what happens to conditions; its ``target`` isn't used.
+        objective: times, distance, weighting and what happens to conditions; its ``target`` isn't used. By default
+            absolute differences at times up to 0.999: at t = 1, without data, noise says nothing of x0.
         band: how far from 1/2 the share has to move.
         clip: x0 is clipped to ``[-clip, clip]`` on the way from noise to another quantity; None for no clip.
 
@@ -61,7 +62,7 @@ class TargetChoice(nn.Module):
             raise BadValue(f"band must lie between 0 and 1/2, got {band}")
         if clip is not None and not clip > 0.0:
             raise BadValue(f"clip must be > 0, got {clip}")
-        objective = objective or Denoising(loss="l1", times=DiscreteTimes())
+        objective = objective or Denoising(loss="l1", times=UniformTimes(low=0.001, high=0.999))
         if not isinstance(objective, Denoising):
             raise BadType(f"objective= takes a Denoising, got {type(objective).__name__}")
         self.kinds, self.band, self.clip = tuple(kinds), band, clip
