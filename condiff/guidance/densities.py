@@ -16,7 +16,7 @@ from condiff.guidance.gradient import detached
 from condiff.guidance.guided import part, repeat_level, repeated, strength
 from condiff.process import Level, Prediction
 from condiff.process.algebra import Weight, match
-from condiff.sampling.density import check_run
+from condiff.sampling.density import adds_noise, check_run
 from condiff.sampling.gains import gains
 from condiff.sampling.loop import Hook, Run, Step
 
@@ -90,11 +90,9 @@ class Keeper(Hook):
 
     def drawn(self, noise: Tensor, mean: Tensor, std: Weight, prediction: Prediction, run: Run) -> Tensor:
         owner, memory = self.owner, self.memory
-        found = None
-        if owner.mode == "and" and not memory.ode:
-            found = gains(owner.rule, prediction.aux["parts"], run.s)
-        if found is None:
+        if owner.mode != "and" or memory.ode or not adds_noise(run.s, run):
             return noise
+        found = gains(prediction.aux["parts"], run.s, owner.spread)
         wide = match(std, noise) if isinstance(std, Tensor) else std
         free = None if run.held is None else ~run.held.expand(noise.shape).flatten(1)
         change, c = found.levelled(mean + wide * noise, memory.lift.to(noise.device), free)  # type: ignore[union-attr]
@@ -114,11 +112,10 @@ class Keeper(Hook):
         if memory.log_prob is None:
             memory.log_prob = torch.zeros(len(step.x_s), owner.count, dtype=torch.float64, device=step.x_s.device)
         pure = not isinstance(step.t.data, Tensor) and step.t.data == 0.0  # where all scores are the same
-        if not (memory.ode and pure):
+        if adds_noise(step.s, run) and not (memory.ode and pure):
             parts = step.prediction.aux["parts"]  # type: ignore[union-attr]
-            found = gains(owner.rule, parts, step.s, memory.divergences, run.solver.relative_noise or 0.0)
-            if found is not None:
-                memory.log_prob = memory.log_prob + found.at(step.x_s)
+            found = gains(parts, step.s, owner.spread, memory.divergences, run.solver.relative_noise or 0.0)
+            memory.log_prob = memory.log_prob + found.at(step.x_s)
         return step.x_s
 
 

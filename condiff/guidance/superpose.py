@@ -37,7 +37,7 @@ class Superpose(Guided):
     """``sum_i kappa_i s_i(x_t)`` over M models, with kappa (B, M) by mode:
 
     * ``"or"``, samples of either: ``kappa = softmax(temperature (log q_i(x_t) + log_weights_i))``. At temperature 1 it
-      is the score of the mixture; at a high one the likelier model takes all.
+      is the score of the mixture; at 1e6 the likelier model takes all.
     * ``"and"``, samples likely under each: kappa such that all ``log q_i`` gain the same in every step. On a step with
       noise it is the average of the models with the noise projected off their differences; kappa may leave [0, 1].
       On an ODE solver (with ``divergence``) kappa solves the same condition for the velocity.
@@ -62,7 +62,7 @@ class Superpose(Guided):
         temperature: of OR.
         log_weights: of OR, log prior weights (M,), large numbers for infinite ones.
         lift: of AND, (M,): ``log q_i - log q_1`` reaches ``lift_i - lift_1`` at the end of the grid.
-        rule: of the estimator, ``"ito"`` or ``"kernel"``.
+        spread: of the estimator: None for Itô's formula, the data's deviation for kernels.
         divergence: ``"exact"`` or ``"hutchinson"``, for ODE solvers.
         probes: for Hutchinson.
 
@@ -84,7 +84,7 @@ class Superpose(Guided):
     temperature: float = 1.0
     log_weights: Sequence[float] | None = None
     lift: Sequence[float] | None = None
-    rule: str = "ito"
+    spread: float | None = None
     divergence: str | None = None
     probes: int = 1
     _told: Remembered = field(default_factory=Remembered, init=False, repr=False)
@@ -94,7 +94,7 @@ class Superpose(Guided):
         models = self._models
         check_members(models)
         check_strength(self.scale, "scale")
-        check_options(self.rule, self.divergence, self.probes)
+        check_options(self.spread, self.divergence, self.probes)
         if self.mode not in MODES:
             raise unknown("mode", self.mode, MODES)
         if self.count < 2:

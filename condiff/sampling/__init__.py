@@ -3,7 +3,7 @@
 from condiff.sampling.adaptive import Adaptive
 from condiff.sampling.affine import GaussianLaw, affine_law, continuous_law
 from condiff.sampling.corrector import PredictorCorrector
-from condiff.sampling.density import ItoDensity
+from condiff.sampling.density import ItoDensity, ito_likelihood
 from condiff.sampling.grid import Grid, Power, Shifted, Uniform
 from condiff.sampling.hooks import ClipResidual, ClipX0, Displace, DynamicThreshold, MeanShift, Record, X0Replace
 from condiff.sampling.inpaint import Inpaint, repaint_grid
@@ -93,6 +93,7 @@ __all__ = [
     "guidance_of",
     "infill",
     "invert",
+    "ito_likelihood",
     "likeness",
     "log_likelihood",
     "measure_statistics",

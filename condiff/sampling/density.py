@@ -6,6 +6,7 @@ another model, a superposition of models. The error falls like the square root o
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +23,13 @@ from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.process.gaussian import Process
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
-from condiff.process.prior import Moments, Prior
-from condiff.random import Source
-from condiff.sampling.gains import RULES, clean_end, gains
-from condiff.sampling.loop import Hook, Run, Step
+from condiff.process.prior import Prior
+from condiff.random import Source, as_source
+from condiff.sampling.gains import USUAL_SPREAD, gains
+from condiff.sampling.grid import Grid
+from condiff.sampling.likelihood import Likelihood, at_prior, check_endpoint
+from condiff.sampling.loop import Hook, Run, Step, as_grid
+from condiff.typing import Float
 
 DIVERGENCES = ("exact", "hutchinson")
 FEW_STEPS = 50
@@ -43,8 +47,9 @@ class ItoDensity(Hook):
             no further call. What a guided denoiser says is not the score of a density; name the models to follow.
         parts: follow instead the predictions that guidance combined (``aux["parts"]`` of :class:`Superpose`,
             :class:`Blend`, :class:`Combine`, :class:`Free`), without further calls.
-        rule: ``"ito"`` or ``"kernel"``, see :mod:`condiff.sampling.gains`.
-        initial: log-density of the first state: a :class:`Prior`, a number, or (B,) or (B, M); pure noise by default.
+        spread: None for Itô's formula; a number, the data's deviation, for kernels: sharper absolute densities with
+            few steps, exact for isotropic Gaussian data. See :mod:`condiff.sampling.gains`.
+        prior: law of the first state, or its log-density: a number, (B,) or (B, M); pure noise by default.
         divergence: ``"exact"`` or ``"hutchinson"``: also for solvers with another noise than the reverse SDE's, ODE
             solvers included. Costs a backward pass per dimension or probe.
         probes: number of probes for Hutchinson.
@@ -52,7 +57,7 @@ class ItoDensity(Hook):
     Raises:
         Incompatible: a solver whose noise is not the reverse SDE's (without ``divergence``), or is no multiple of it;
             a joint state, tokens, noise that isn't Gaussian; no parts to follow.
-        BadValue: a grid that goes up; a first state that still holds the data, without ``initial``.
+        BadValue: a grid that goes up; a first state that still holds the data, without ``prior``.
         UserWarning: fewer than 50 steps: the estimate is then noisy.
 
     Example:
@@ -63,15 +68,15 @@ class ItoDensity(Hook):
 
     denoisers: Sequence[Denoises] = ()
     parts: bool = False
-    rule: str = "ito"
-    initial: Prior | Tensor | float | None = None
+    spread: float | None = None
+    prior: Prior | Tensor | float | None = None
     divergence: str | None = None
     probes: int = 1
     values: list[Tensor] = field(default_factory=list, init=False, repr=False)
     _live: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_options(self.rule, self.divergence, self.probes)
+        check_options(self.spread, self.divergence, self.probes)
         if isinstance(self.denoisers, Denoises) or not isinstance(self.denoisers, Sequence):
             raise BadType(f"denoisers= is a list of them, got {self.denoisers!r}")
         if self.denoisers and self.parts:
@@ -108,11 +113,12 @@ class ItoDensity(Hook):
         if not self.values:
             self._live["level"] = step.t
         now = self.values[-1] if self.values else self._first(step, run, len(said))
-        gain = gains(self.rule, said, step.s, self._divergence(step, run), run.solver.relative_noise or 0.0)
-        if gain is not None:
-            now = now + gain.at(step.x_s)
+        if adds_noise(step.s, run):
+            found = gains(said, step.s, self.spread, self._divergence(step, run), run.solver.relative_noise or 0.0)
+            now = now + found.at(step.x_s)
             self._live["level"] = step.s
         self.values.append(now)
+        step.nfe = run.nfe
         return step.x_s
 
     def _said(self, step: Step, run: Run) -> list[Prediction]:
@@ -144,46 +150,62 @@ class ItoDensity(Hook):
 
     def _first(self, step: Step, run: Run, count: int) -> Tensor:
         """(B, M), of the first state."""
-        given, x = self.initial, step.x_t
+        given, x = self.prior, step.x_t
         if given is None or isinstance(given, Prior):
-            if given is None:
-                check_noise(step.t)
-            given = (given or Moments()).log_prob(x, step.t, run.cond.source)
+            if isinstance(step.t.t, Tensor):
+                raise BadValue(
+                    "with a time per row the first states have no common law: give prior=, log-densities (B,)"
+                )
+            given = at_prior(given, x, step.t, run.cond.source)
         first = torch.as_tensor(given, dtype=torch.float64, device=x.device)
         first = first[:, None] if first.ndim == 1 else first
         return first.expand(len(x), count)
 
 
-def check_options(rule: str, divergence: str | None, probes: int) -> None:
+def adds_noise(s: Level, run: Run) -> bool:
+    """Whether a step to s counts: one to a noise-free level adds no noise, so that it tells no density.
+
+
+    Raises:
+        Incompatible: noise-free for some rows only.
+    """
+    if not isinstance(s.noise, Tensor):
+        return s.noise != 0.0
+    clean = s.noise == 0.0
+    if bool(clean.any()) and not bool(clean.all()):
+        raise Incompatible("some rows come to a noise-free level before others: let their densities end together")
+    return not bool(clean.all())
+
+
+def check_options(spread: float | None, divergence: str | None, probes: int) -> None:
     """
     Raises:
-        BadValue: an unknown rule or divergence, fewer than one probe.
-        Incompatible: a divergence with rule="kernel".
+        BadValue: a negative spread, an unknown divergence, fewer than one probe.
+        Incompatible: a divergence with a spread.
     """
-    if rule not in RULES:
-        raise unknown("rule", rule, RULES)
+    if spread is not None and not spread >= 0.0:
+        raise BadValue(f"spread must be >= 0, got {spread}")
     if divergence is not None and divergence not in DIVERGENCES:
         raise unknown("divergence", divergence, DIVERGENCES)
-    if divergence is not None and rule != "ito":
-        raise Incompatible("rule='kernel' compares noises that were drawn; divergence= needs rule='ito'")
+    if divergence is not None and spread is not None:
+        raise Incompatible("spread= compares noises that were drawn; divergence= goes with Itô's formula, spread=None")
     if probes < 1:
         raise BadValue(f"probes must be at least 1, got {probes}")
 
 
-def check_noise(level: Level) -> None:
-    """Refuse a level that isn't pure noise: the law of the state there depends on the data."""
-    if not bool(torch.as_tensor(level.data <= 0.05 * level.noise).all()):
-        raise BadValue(
-            f"at t = {level.t} the state still holds the data (data = {level.data}, noise = {level.noise}): "
-            "give initial=, its law or log-density there"
-        )
+def check_process(process: Any) -> None:
+    """
+    Raises:
+        Incompatible: tokens, a joint state, noise that isn't Gaussian.
+    """
+    if not isinstance(process, Process) or not process.noise_law.gaussian:
+        raise Incompatible(f"the Itô density estimator needs one continuous state and Gaussian noise, not {process}")
 
 
 def check_run(run: Run, divergence: bool = False) -> None:
     """Refuse trajectories whose increments don't tell densities; see :class:`ItoDensity`."""
-    process, solver = run.denoiser.process, run.solver
-    if not isinstance(process, Process) or not process.noise_law.gaussian:
-        raise Incompatible(f"the Itô density estimator needs one continuous state and Gaussian noise, not {process}")
+    check_process(run.denoiser.process)
+    solver = run.solver
     if not all(bool(torch.as_tensor(s.t <= t.t).all()) for t, s in pairwise(run.levels)):
         raise BadValue("the Itô density estimator follows a grid from noise to data: its times must not increase")
     amount = solver.relative_noise
@@ -200,31 +222,67 @@ def check_run(run: Run, divergence: bool = False) -> None:
         )
 
 
-def along_noising(
+def ito_likelihood(
     denoiser: Denoises,
-    x: Tensor,
-    cond: Mapping[str, Any] | Conditions,
-    levels: Sequence[Level],
-    rng: Source,
-    prior: Prior | None,
-    rule: str = "kernel",
-) -> tuple[Tensor, Tensor]:
-    """``log q(x)`` read off one path of the forward process: ``(estimate (B,), last state)``.
+    x: Float[Tensor, "batch *shape"],
+    cond: Mapping[str, Any] | Conditions | None = None,
+    *,
+    steps: int | None = None,
+    grid: Grid | Sequence[float] | Tensor | None = None,
+    paths: int = 1,
+    spread: float = USUAL_SPREAD,
+    rng: int | torch.Generator | Sequence[int] | Source | None = None,
+    prior: Prior | None = None,
+) -> Likelihood:
+    """``log p(x | cond)`` read off paths of the forward process: one evaluation a step, no divergence.
 
-    Itô's formula run from the noisier end of each step, so that every increment is one of the reversed path. One
-    evaluation a step.
+    Itô's formula from the noisier end of each step, so that every increment is one of the reversed path:
+    ``log q_0(x) = log q_1(x_1) + sum of gains``. Each path gives the answer up to an error that falls like the square
+    root of the step; the mean over paths has a smaller one.
 
     Args:
-        levels: from data to noise.
+        denoiser: of one continuous state and Gaussian noise.
+        x: clean data (B, ...).
+        steps, grid: the *sampling* grid, from noise to data.
+        paths: how many, each of its own noise.
+        spread: the data's deviation: for isotropic Gaussian data of this one every step is exact. See
+            :mod:`condiff.sampling.gains`.
+        prior: as for :func:`log_likelihood`.
+
+    Raises:
+        BadValue: as :func:`log_likelihood`, fewer than one path.
+        Incompatible: noise that isn't Gaussian, a joint state, tokens.
+
+    Example:
+        >>> found = ito_likelihood(model, images, cond, steps=200, paths=4, rng=0)
+        >>> found.log_prob, found.std_error
     """
-    cond = as_conditions(cond, getattr(denoiser, "kinds", None), x.device)
+    check_options(spread, None, 1)
+    if paths < 1:
+        raise BadValue(f"paths must be at least 1, got {paths}")
+    check_process(denoiser.process)
+    if not x.dtype.is_floating_point:
+        raise BadType(f"x must be a floating point tensor, got {x.dtype}")
+    times = as_grid(grid, steps, denoiser.process).flip(0)
+    if times.ndim != 1 or not bool((times[1:] > times[:-1]).all()):
+        raise BadValue("a likelihood takes the sampling grid, from noise to data: its times must decrease")
+    levels = denoiser.process.levels(times)
+    cond, source = as_conditions(cond, getattr(denoiser, "kinds", None), x.device), as_source(rng)
+    check_endpoint(denoiser, cond, prior)
+    each = [_one_path(denoiser, x, cond, levels, source, spread) for _ in range(paths)]
+    found = torch.stack([total + at_prior(prior, last, levels[-1], cond.source) for total, last in each])
+    error = found.std(0) / math.sqrt(paths) if paths > 1 else None
+    return Likelihood(found.mean(0), "estimate", error, each[0][1], paths * (len(levels) - 1))
+
+
+def _one_path(
+    denoiser: Denoises, x: Tensor, cond: Conditions, levels: Sequence[Level], rng: Source, spread: float
+) -> tuple[Tensor, Tensor]:
+    """What the reversed path gains, (B,), and its noisy end."""
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for s, t in pairwise(levels):
         x_t = denoiser.process.renoise(x, s, t, source=cond.source, rng=rng)
         said = denoiser(x_t, t, cond)
-        gain = gains(rule, [said], s)
-        total = total + (clean_end(said, x, s) if gain is None else gain.at(x)[:, 0])
+        total = total + gains([said], s, spread).at(x)[:, 0]
         x = x_t
-    if prior is None:
-        check_noise(levels[-1])
-    return total + (prior or Moments()).log_prob(x, levels[-1], cond.source), x
+    return total, x

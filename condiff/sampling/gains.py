@@ -4,15 +4,17 @@ Both rules read ``log q_s(x_s) - log q_t(x_t)`` off the increment that was made,
 noise is that of the reverse SDE. No divergence is needed: what it would give cancels against the second derivative
 in Itô's formula.
 
-* ``"ito"`` (Skreta 2024): with the forward SDE ``dx = f_t(x) dt + g dW``, score_i of model i and ``h = t - s``,
+* Itô's formula (Skreta 2024): with the forward SDE ``dx = f_t(x) dt + g dW``, score_i of model i and ``h = t - s``,
   ``<dx, score_i> + h [div f + <f, score_i> - g^2/2 |score_i|^2]``. It goes with :class:`SDE`, whose steps have this
   drift and this noise.
-* ``"kernel"``: Bayes' rule with the process's own kernels, ``log q(x_s | x_t, x0_i) - log q(x_t | x_s)``. It agrees
-  with the other as steps become small, needs no derivative of the schedule, stays finite where data(t) = 0, and is
-  exact at any step for data at a point. It goes with :class:`DDPM` and ``DDIM(eta=1)``.
+* Kernels, for a given ``spread`` c: Bayes' rule ``log N(x_s; m_i, v) - log q(x_t | x_s)`` with the exact mean
+  ``m_i = E_i[x_s | x_t]`` and ``v = k^2 P_s / P_t``, ``P = data^2 c^2 + noise^2``, k the deviation of ``q(x_t | x_s)``.
+  It agrees with the other as steps become small, whatever c, needs no derivative of the schedule, stays finite where
+  data(t) = 0, and is exact at any step for isotropic Gaussian data of deviation c. It goes with :class:`DDPM` and
+  ``DDIM(eta=1)``, whose means are m_i.
 
-A deterministic step has no noise to cancel with: ``-(1 - r) g^2/2 h div score_i`` is then added, r being the noise
-relative to the reverse SDE's.
+A deterministic step has no noise to cancel with: ``-(1 - r) g^2/2 h div score_i`` is then added to Itô's formula, r
+being the noise relative to the reverse SDE's.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from condiff.process.algebra import Weight, holds, match
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
 
-RULES = ("ito", "kernel")
+USUAL_SPREAD = 0.5  # of images in [-1, 1]; where Itô's formula needs a stand-in
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,41 +99,39 @@ def solve(gram: Tensor, wanted: Tensor, size: Tensor, eps: float) -> Tensor:
 
 
 def gains(
-    rule: str,
     said: Sequence[Prediction],
     s: Level,
+    spread: float | None = None,
     divergence: Tensor | None = None,
     noise: float = 1.0,
-) -> Gains | None:
-    """The gains of the models that say ``said`` at t, for a step to s; None where a step to s has none: where the time
-    repeats, and on a step to a noise-free level, which adds no noise.
+) -> Gains:
+    """The gains of the models that say ``said`` at t, for a step to s. Where the time repeats there are none.
 
     Args:
-        rule: one of :data:`RULES`.
+        spread: None for Itô's formula, a number for kernels.
         divergence: of the scores, (B, M), for steps with another noise.
         noise: of the step, relative to the reverse SDE's.
 
     Raises:
-        Degenerate: ``"ito"`` where data(t) = 0 in some rows; where it is 0 in all, ``"kernel"`` takes its place.
-        Incompatible: a process whose drift or kernel depends on x0.
+        Degenerate: Itô's formula where data(t) = 0 in some rows; where it is 0 in all, kernels take its place.
+        Incompatible: a process whose drift or kernel depends on x0; divergences beside a spread.
     """
-    first = said[0]
-    t, x_t = first.level, first.x_t
-    live = (t.t > s.t) & (s.noise != 0.0)
-    if not bool(torch.as_tensor(live).any()):
-        return None
+    t = said[0].level
     started = not isinstance(t.data, Tensor) and t.data == 0.0  # pure noise, where the SDE has no drift
-    make = _kernel if rule == "kernel" or (started and divergence is None) else _ito
-    return make(list(said), x_t, t, s, live, divergence, 1.0 - noise)
+    if spread is None and not (started and divergence is None):
+        return _ito(list(said), t, s, divergence, 1.0 - noise)
+    if divergence is not None:
+        raise Incompatible("kernels compare noises that were drawn; steps with another noise need Itô's formula")
+    return _kernels(list(said), t, s, USUAL_SPREAD if spread is None else spread)
 
 
-def _ito(said: list[Prediction], x_t: Tensor, t: Level, s: Level, live, divergence, missing: float) -> Gains:
-    process, h = t.process, t.t - s.t
+def _ito(said: list[Prediction], t: Level, s: Level, divergence: Tensor | None, missing: float) -> Gains:
+    process, x_t, h, live = t.process, said[0].x_t, t.t - s.t, t.t > s.t
     f, g2 = process.drift(t), process.diffusion2(t)
     if not (holds(abs(f) < math.inf) and holds(g2 < math.inf)):
         raise Degenerate(
-            f"the SDE of {process} has no drift at t = {t.t}, where data(t) = 0: use rule='kernel', or start the grid "
-            "below it, such as Uniform(start=0.99)"
+            f"the SDE of {process} has no drift at t = {t.t}, where data(t) = 0: give spread=, the data's deviation, "
+            "or start the grid below it, such as Uniform(start=0.99)"
         )
     _check_markov(process, t.d_data - f * t.data, t)
     fh, gh = algebra.where(live, f * h, 0.0), algebra.where(live, g2 * h, 0.0)
@@ -142,53 +142,35 @@ def _ito(said: list[Prediction], x_t: Tensor, t: Level, s: Level, live, divergen
     fixed = torch.einsum("bd,bmd->bm", drift, u) - 0.5 * (_wide(v) * u.square()).sum(-1)
     if divergence is not None:
         fixed = fixed - 0.5 * missing * _per_row(gh, divergence) * divergence
-    common = _rows(fh, x_t).sum(1) if isinstance(fh, Tensor) else torch.full((len(x),), dims * fh, device=x.device)
-    return Gains(x.flatten(1), u, a, fixed, lambda _: common.double(), v)
+    common = x.new_full((len(x),), dims * fh) if not isinstance(fh, Tensor) else _rows(fh, x_t).sum(1)  # type: ignore[union-attr]
+    return Gains(x.flatten(1), u, a, fixed, lambda _: common, v)
 
 
-def _kernel(said: list[Prediction], x_t: Tensor, t: Level, s: Level, live, divergence, missing: float) -> Gains:
-    if divergence is not None:
-        raise Incompatible("rule='kernel' compares noises that were drawn; steps with another noise need rule='ito'")
-    process = t.process
+def _kernels(said: list[Prediction], t: Level, s: Level, spread: float) -> Gains:
+    process, x_t, live = t.process, said[0].x_t, t.t > s.t
     ratio, k = process.kernel(s, t)
     _check_markov(process, t.data - ratio * s.data, t)
-    precision = algebra.where(
-        live, algebra.divide(1.0, algebra.where(live, process.posterior_std(t, s) ** 2, 1.0)), 0.0
-    )
-    back = algebra.where(live, algebra.divide(1.0, algebra.where(live, k * k, 1.0)), 0.0)
+    width_t, width_s = ((level.data * spread) ** 2 + level.noise**2 for level in (t, s))
+    shrink = algebra.divide(width_s, width_t)
+    back, precision = _inverse(live, k * k), _inverse(live, k * k * shrink)
     weight = algebra.divide(ratio * s.noise * s.noise, t.noise)
     u = _stack(said, x0=algebra.where(live, s.data, 0.0), noise=algebra.where(live, weight, 0.0), source=s.source)
     x, a = x_t.double().flatten(1), _rows(precision, x_t)
     fixed = torch.einsum("bd,bmd->bm", a * x, u) - 0.5 * (_wide(a) * u.square()).sum(-1)
-    ratio, back = _rows(ratio, x_t), _rows(back, x_t)
-    away = x - _endpoint(said, t.source - process.ratio(s, t) * s.source)
-    log = _rows(algebra.where(live, algebra.log(algebra.divide(t.noise, s.noise)), 0.0), x_t)
+    ratio_, back = _rows(ratio, x_t), _rows(back, x_t)
+    away = x - _endpoint(said, t.source - ratio * s.source)
+    log = _rows(algebra.where(live, -0.5 * algebra.log(shrink), 0.0), x_t)
     logs = log.sum(1) if isinstance(log, Tensor) else x.shape[1] * log
 
     def common(x_s: Tensor) -> Tensor:
-        return 0.5 * (back * (away - ratio * x_s).square() - a * x_s.square()).sum(1) + logs
+        return 0.5 * (back * (away - ratio_ * x_s).square() - a * x_s.square()).sum(1) + logs
 
     return Gains(x, u, a, fixed, common, 1.0)
 
 
-def _inverse(live: bool | Tensor, std: Weight) -> Weight:
-    """``1 / std^2``, 0 where nothing moves."""
-    std = algebra.where(live, std, 1.0)
-    return algebra.where(live, algebra.divide(1.0, std * std), 0.0)
-
-
-def clean_end(prediction: Prediction, x0: Tensor, s: Level) -> Tensor:
-    """The gain, (B,), of one model on the step from its level t to clean data, ``x0 = x_s``, on a path of the forward
-    process: ``<ratio x_s - x_t, score> - k^2/2 |score|^2 + D log ratio``, Itô's formula in ``x / data``.
-
-    (ratio, k) is the kernel from s to t.
-    """
-    t = prediction.level
-    ratio, k = t.process.kernel(s, t)
-    x_t, score = prediction.x_t.double(), prediction.score.double()
-    away = ratio * x0.double() - x_t
-    inner = (away * score - 0.5 * k * k * score.square()).flatten(1).sum(1)
-    return inner + x_t[0].numel() * algebra.log(ratio)
+def _inverse(live: bool | Tensor, weight: Weight) -> Weight:
+    """``1 / weight``, 0 where nothing moves."""
+    return algebra.where(live, algebra.divide(1.0, algebra.where(live, weight, 1.0)), 0.0)
 
 
 def _check_markov(process, left: Weight, t: Level) -> None:

@@ -28,8 +28,8 @@ from condiff.sampling.solvers.renoise import directed
 class JointSolver(Solver):
     """A solver for every variable, or one for all.
 
-    Any rule that evaluates once per step serves (Heun doesn't). Hooks see dictionaries; ``Hook.mean`` and ``Hook.drawn``
-    are called per variable, with ``run.name``.
+    Any rule that evaluates once per step serves (Heun doesn't). Hooks see dictionaries; ``Hook.mean`` and
+    ``Hook.drawn`` are called per variable, with ``run.name``.
 
     Example:
         ``JointSolver({"image": DPMSolver(), "label": TokenAncestral()})``

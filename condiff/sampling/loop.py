@@ -41,7 +41,7 @@ class Hook:
         checked(cls)
 
     def start(self, run: Run) -> None:
-        """Before the first step of a trajectory: begin anew, refuse what doesn't fit (``run.solver``, ``run.levels``)."""
+        """Before the first step of a trajectory: begin anew, refuse ``run.solver`` and ``run.levels`` that don't fit."""
 
     def before(self, x: Tensor, run: Run) -> Tensor:
         """The state at the start of a step (at ``run.t``): displace it, replace its known part."""
