@@ -51,10 +51,10 @@ class Book:
             f = (level.noise * eps - self.l[m] * x) / level.data
             g.append(torch.exp(self.S[i] - self.S[m]) * f - torch.exp(self.S[i]) * (self.B[m] - self.B[i]))
         x, alpha_s, alpha_t = cache[i][0], self.levels[i].data, self.levels[j].data
-        L, I, B, C = self.L, self.I, self.B, self.C
+        L, J, B, C = self.L, self.I, self.B, self.C
         out = alpha_t / alpha_s * torch.exp(L[i] - L[j]) * x
-        out = out - alpha_t * torch.exp(-L[j] - self.S[i]) * (I[j] - I[i]) * g[0]
-        out = out - alpha_t * torch.exp(-L[j]) * (C[j] - C[i] - B[i] * (I[j] - I[i]))
+        out = out - alpha_t * torch.exp(-L[j] - self.S[i]) * (J[j] - J[i]) * g[0]
+        out = out - alpha_t * torch.exp(-L[j]) * (C[j] - C[i] - B[i] * (J[j] - J[i]))
         for n, d in enumerate(self.derivatives(nodes, g, pseudo), start=1):
             out = out - alpha_t * torch.exp(L[i] - L[j]) * self.moment(i, j, n) * d
         return out

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,6 @@ from condiff.sampling import (
     DPMSolverV3,
     ModelStatistics,
     PredictorCorrector,
-    Uniform,
     guidance_of,
     invert,
     measure_statistics,
@@ -261,7 +261,10 @@ def test_models_of_whole_numbered_times_are_measured_by_difference_quotients():
         (lambda: measure_statistics(oracle(), data=torch.ones(2, 2).long(), nodes=9), "floating point"),
         (lambda: measure_statistics(Denoiser(Any(), VP), samples=2, nodes=9), "shape of a sample"),
         (lambda: measure_statistics(Denoiser(Any(), Bridge()), samples=2, nodes=9), "from noise to data"),
-        (lambda: measure_statistics(Denoiser(Any(), Joint({"a": VP})), samples=2, nodes=9), "from noise to data"),
+        (
+            lambda: measure_statistics(SimpleNamespace(process=Joint({"a": VP})), samples=2, nodes=9),
+            "from noise to data",
+        ),
     ],
 )
 def test_measuring_refuses(make, match):
