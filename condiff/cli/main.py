@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from condiff import __version__
+from condiff.cli.classify import Classify
 from condiff.cli.evaluate import Evaluate
 from condiff.cli.info import Info
+from condiff.cli.interpolate import Interpolate
 from condiff.cli.methods import Cite, Methods, Reproduce
 from condiff.cli.restore import Restore
 from condiff.cli.sample import Sample
@@ -58,7 +60,9 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
         Annotated[Train, command("train")]
         | Annotated[Sample, command("sample")]
         | Annotated[Restore, command("restore")]
+        | Annotated[Interpolate, command("interpolate")]
         | Annotated[Evaluate, command("evaluate")]
+        | Annotated[Classify, command("classify")]
         | Annotated[Info, command("info")]
         | Annotated[Methods, command("methods")]
         | Annotated[Reproduce, command("reproduce")]

@@ -15,7 +15,7 @@ from torch import Tensor
 from condiff.data import Data, arrays, images
 from condiff.errors import BadFile, BadValue, unknown
 
-_PICTURE_OPTIONS = ("filter", "background", "skip_bad")
+PICTURE_OPTIONS = ("filter", "background", "skip_bad")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _value(text: str, data: Data, options: Mapping[str, Any]) -> tuple[Tensor, t
     if path.suffix == ".npy":
         return torch.from_numpy(_load(path)), ()
     if path.exists():
-        how = {k: options[k] for k in _PICTURE_OPTIONS if k in options}
+        how = {k: options[k] for k in PICTURE_OPTIONS if k in options}
         crop = options.get("crop", "center")
         pictures = images(
             path,

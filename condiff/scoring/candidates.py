@@ -6,6 +6,7 @@ share times and noise (common random numbers).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -137,7 +138,15 @@ def check_candidates(denoiser: Any, candidates: Any) -> Conditions:
     out = as_conditions(candidates, kinds, None if parameters is None else parameters.device)
     if not out.batch:
         raise BadValue("there are no candidates: give conditions such as {'label': torch.arange(10)}")
-    rows = torch.cat([entry.value.reshape(out.batch, -1).double().cpu() for entry in out.values()], 1)
-    if len(torch.unique(rows, dim=0)) < out.batch:
+    if len({_bytes(out, i) for i in range(out.batch)}) < out.batch:
         raise BadValue(f"two of the {out.batch} candidates are equal: list each once")
     return out
+
+
+def _bytes(candidates: Conditions, i: int) -> bytes:
+    """What tells a candidate from others: its values."""
+    digest = hashlib.sha256()
+    for entry in candidates.values():
+        value = entry.value[i].detach().cpu()
+        digest.update((value.float() if value.dtype.is_floating_point else value).numpy().tobytes())
+    return digest.digest()

@@ -141,8 +141,11 @@ class DiffusionClassifier:
 
     def predict(self, x: Float[Tensor, "batch *shape"], cond: Mapping[str, Any] | None = None) -> Int[Tensor, " batch"]:
         """The class of each sample: the number of its best candidate, or what ``classes`` says of that."""
-        best = self.scores(x, cond).best
-        return best if self.classes is None else torch.tensor(self.classes, device=best.device)[best]
+        return self.class_of(self.scores(x, cond).best)
+
+    def class_of(self, candidate: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """The classes of candidates by number."""
+        return candidate if self.classes is None else torch.tensor(self.classes, device=candidate.device)[candidate]
 
     def probabilities(
         self, x: Float[Tensor, "batch *shape"], cond: Mapping[str, Any] | None = None, prior: Tensor | None = None
