@@ -23,7 +23,7 @@ class Train:
     """
 
     source: Source = None
-    """Kind of data: digits (bundled), images, pairs, unpaired, arrays, parquet, hub."""
+    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, arrays, parquet, hub."""
 
     data: Several = ()
     """Folder, file or Hub name; twice for pairs (degraded, then clean) and unpaired (source, then target)."""

@@ -1,4 +1,4 @@
-"""Frames in order: triplets to learn interpolation from, and clips to interpolate."""
+"""Frames in order in folders, and triplets of them to learn interpolation from."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from condiff.data.base import Refused
 from condiff.data.folders import SUFFIXES
-from condiff.data.picture import Framing, as_size, decode, hw, to_array, to_mode
+from condiff.data.picture import Framing, as_size
 from condiff.data.pictures import Item, Pictures
 from condiff.data.seeded import uniform
 from condiff.errors import BadFile, BadType, BadValue, require_extra
@@ -140,32 +139,6 @@ def natural(name: str) -> tuple[Any, ...]:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts)
 
 
-def read_frames(path: str | Path | Sequence[str | Path], *, channels: int | None = None) -> Tensor:
-    """Frames in order, (F, C, H, W) in [-1, 1]: of a folder, of an animated picture, or of a list of pictures.
-
-    Raises:
-        BadFile: nothing there, no picture, one that can't be read. BadValue: frames of different sizes.
-    """
-    if isinstance(path, str | Path):
-        path = Path(path)
-        if path.is_file():
-            images = animation(path)
-            names = [f"{path.name}, frame {i}" for i in range(len(images))]
-            return _stack(images, names, channels)
-        if not path.is_dir():
-            raise BadFile(f"no such file or folder: {path}")
-        path = frame_files(path) or _nothing(path)
-    files = [Path(p) for p in path]
-    for file in files:
-        if not file.is_file():
-            raise BadFile(f"no such file: {file}")
-    return _stack([decode(f.read_bytes(), f.name) for f in files], [f.name for f in files], channels)
-
-
-def _nothing(path: Path) -> list[Path]:
-    raise BadFile(f"no pictures ({', '.join(SUFFIXES)}) in {path}")
-
-
 def animation(path: Path) -> list[Any]:
     """The frames of an animated picture (GIF, PNG, WebP), as Pillow images."""
     pillow, sequence = require_extra("PIL.Image", "data"), require_extra("PIL.ImageSequence", "data")
@@ -174,15 +147,3 @@ def animation(path: Path) -> list[Any]:
             return [frame.convert("RGB") for frame in sequence.Iterator(image)]
     except Exception as error:
         raise BadFile(f"{path.name}: not a readable picture ({str(error).split('<_io')[0].strip()})") from error
-
-
-def _stack(images: Sequence[Any], names: Sequence[str], channels: int | None) -> Tensor:
-    grey = all(image.mode in ("1", "L") for image in images)
-    framing = Framing(channels=channels or (1 if grey else 3))
-    sizes = {hw(image) for image in images}
-    if len(sizes) > 1:
-        odd = next(n for n, i in zip(names, images, strict=True) if hw(i) != hw(images[0]))
-        raise BadValue(f"frames of different sizes (height, width): {names[0]} {hw(images[0])}, {odd} among {sizes}")
-    arrays = [to_array(to_mode(image, framing, name), framing) for image, name in zip(images, names, strict=True)]
-    tops = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
-    return torch.stack([torch.from_numpy(a.astype(np.float32) * (2.0 / tops[a.dtype]) - 1.0) for a in arrays])

@@ -7,6 +7,7 @@ from condiff.training.coupling import Coupling, Independent, OptimalTransport
 from condiff.training.ema import EMA, Average, Exponential, PowerFunction
 from condiff.training.joint import JointDenoising
 from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Inner, Losses, Objective
+from condiff.training.reconstruction import Reconstruction
 from condiff.training.stable import StableTarget
 from condiff.training.times import DiscreteTimes, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
 from condiff.training.trainer import Status, Trainer, train
@@ -54,6 +55,7 @@ __all__ = [
     "OptimalTransport",
     "PerFrame",
     "PowerFunction",
+    "Reconstruction",
     "Sigmoid",
     "StableTarget",
     "Status",

@@ -17,10 +17,10 @@ from torch import Tensor
 from condiff.codecs import Codec, Identity, pad_to_multiple
 from condiff.conditions import SIDES, Condition, Conditions, EitherEnd
 from condiff.denoiser import Denoises
-from condiff.errors import BadType, BadValue, unknown
+from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.model_files import load_codec, load_model, save_codec, save_model
 from condiff.random import derive_seed
-from condiff.sampling import DDIM, Grid, Hook, Solver, Strided, sample
+from condiff.sampling import DDIM, Grid, Hook, Solver, Strided, Uniform, sample
 from condiff.typing import Float
 from condiff.video.cuts import scene_cuts
 
@@ -56,6 +56,7 @@ class Interpolator:
         BadValue: frames of different shapes or beyond [-1, 1], fewer than two, a factor that is no power of 2, eta
             outside [0, 1], fewer than 3 steps on the default grid, an unknown side.
         BadType: frames of different dtypes, or of integers.
+        Incompatible: a model that isn't told frames.
 
     Example:
         >>> made = Interpolator.from_pretrained("runs/street")(frame0, frame1, n=7, side="mean", seed=0)
@@ -72,8 +73,11 @@ class Interpolator:
         batch: int = 16,
         cut: float | None = 0.5,
     ) -> None:
+        kinds = getattr(denoiser, "kinds", {})
+        if kinds and kinds.get("frames") != "frames":
+            raise Incompatible(f"the model isn't told the frames on both sides, but {list(kinds)}: train on triplets")
         self.denoiser, self.codec = denoiser, Identity() if codec is None else codec
-        self.solver, self.grid = solver or DDIM(eta=1.0), grid or Strided()
+        self.solver, self.grid = solver or DDIM(eta=1.0), grid or default_grid(denoiser.process)
         if isinstance(self.solver, DDIM) and not 0.0 <= self.solver.eta <= 1.0:
             raise BadValue(f"eta, the share of the bridge's noise, lies in [0, 1], got {self.solver.eta}")
         if batch < 1:
@@ -235,6 +239,12 @@ def any_size(denoiser: Any) -> Any:
     if getattr(denoiser.network, "any_size", False):
         denoiser.shape = None
     return denoiser
+
+
+def default_grid(process: Any) -> Grid:
+    """The grid of BBDM where the process has a table, else even times."""
+    numbered = getattr(process, "steps", None) or getattr(getattr(process, "schedule", None), "steps", None)
+    return Strided() if numbered else Uniform()
 
 
 def _padded(frames: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
