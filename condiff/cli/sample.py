@@ -15,6 +15,7 @@ class Sample:
     Try:
       condiff sample runs/digits
       condiff sample runs/digits --label 3 --num 64 --guidance 2 --steps 12 --out threes.png
+      condiff sample runs/digits --label 3 --label 5 --superpose and
       condiff sample runs/foggy-to-clear --condition new_foggy/ --out restored/
       condiff sample runs/waves --condition height=2.5 --num 100 --out waves.npz
     """
@@ -39,6 +40,15 @@ class Sample:
 
     guidance: OptionalFloat = None
     """Classifier-free scale; 1 is the plain conditional model."""
+
+    superpose: OptionalText = None
+    """"and" (likely under every --label), "or" (under any) or "average": all of them at once, by their densities."""
+
+    start: OptionalFloat = None
+    """Begin at this time below 1 with as many steps; together with --init."""
+
+    init: OptionalPath = None
+    """Statistics of the data (condiff i2v-stats): begin from the normal law that fits them best."""
 
     seed: int = 0
     """Sample i depends on seed + i only, whatever the batch."""
@@ -72,6 +82,9 @@ class Sample:
             solver=self.solver,
             steps=self.steps,
             guidance=self.guidance,
+            start=self.start,
+            init=self.init,
+            superpose=self.superpose,
             seed=self.seed,
             batch=self.batch,
             weights=self.weights,

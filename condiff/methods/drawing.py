@@ -14,13 +14,14 @@ from torch import Tensor
 
 from condiff import figures
 from condiff.conditions import as_conditions
-from condiff.data import Data
+from condiff.data import Data, DataMoments
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, unknown
+from condiff.guidance import Superpose
 from condiff.methods.names import solver as solver_of
 from condiff.methods.recipe import Recipe, Sampler
 from condiff.random import PerSample
-from condiff.sampling import trajectory
+from condiff.sampling import DDPM, trajectory
 from condiff.sampling.loop import as_grid
 
 
@@ -88,10 +89,40 @@ def choose_conditions(data: Data, wanted: Sequence[str], num: int) -> tuple[dict
     return cond, rows["x"] if data.paired else None
 
 
+def superposed(denoiser: Denoises, data: Data, wanted: Sequence[str], mode: str, scale: float) -> tuple[Superpose, str]:
+    """The model told each of the wanted classes at once, and what to call its samples.
+
+    Raises:
+        BadValue: fewer than two classes, an unknown mode.
+    """
+    classes = choose_labels(data, wanted, len(wanted))
+    if classes is None or len(set(classes.tolist())) < 2:
+        raise BadValue("--superpose takes two classes or more: --label A --label B")
+    conds = [{"label": [i]} for i in classes.tolist()]
+    return Superpose(denoiser, conds, mode=mode, scale=scale), f"-{mode}-".join(data.classes[i] for i in classes)
+
+
+def for_superposing(sampler: Sampler, solver: str | None, steps: int | None) -> Sampler:
+    """The sampler, with one whose noise tells densities, and enough steps, in place of what wasn't asked for."""
+    own = sampler.solver.relative_noise == 1.0
+    return replace(
+        sampler,
+        solver=sampler.solver if solver or own else DDPM(),
+        steps=sampler.steps if steps else max(sampler.steps, 200),
+    )
+
+
 def override(sampler: Sampler, *, solver: str | None = None, steps: int | None = None, guidance: float | None = None):
     """The sampler with what was asked for in place of its own."""
     changes = {"solver": solver_of(solver) if solver else None, "steps": steps, "guidance": guidance}
     return replace(sampler, **{k: v for k, v in changes.items() if v is not None})
+
+
+def late(sampler: Sampler, process: Any, start: float | None, init: Path | None) -> Sampler:
+    """The sampler from a later level, and from the data's moments in a file, in place of pure noise at t = 1."""
+    grid = sampler.grid if start is None else sampler.grid.starting(start, process)
+    prior = sampler.prior if init is None else DataMoments.load(init).prior()
+    return replace(sampler, grid=grid, prior=prior)
 
 
 def draw_samples(
@@ -105,6 +136,7 @@ def draw_samples(
     seed: int = 0,
     batch: int = 512,
     given: Mapping[str, Tensor] | None = None,
+    superpose: str | None = None,
 ) -> Drawing:
     """Draw ``num`` samples; sample i depends on ``seed + i`` only.
 
@@ -114,6 +146,7 @@ def draw_samples(
         sampler: instead of the recipe's.
         batch: rows a network call.
         given: conditions of the ``num`` samples, in place of those of ``data``.
+        superpose: a mode of :class:`Superpose`: the wanted classes all at once, in place of one after the other.
     """
     if num < 1 or batch < 1:
         raise BadValue(f"num and batch must be at least 1, got {num} and {batch}")
@@ -121,7 +154,11 @@ def draw_samples(
     cond, truth = choose_conditions(data, wanted, num)
     cond, truth = {**cond, **(given or {})}, None if given else truth
     labels = cond.get("label")
-    guided = recipe.guided(denoiser, sampler.guidance)
+    guided, together = recipe.guided(denoiser, sampler.guidance), None
+    if superpose is not None:
+        guided, together = superposed(denoiser, data, wanted, superpose, sampler.guidance)
+        cond.pop("label", None)
+        labels = None
     times = as_grid(sampler.grid, sampler.steps, denoiser.process)
     device = next(iter(denoiser.parameters())).device  # type: ignore[attr-defined]
     started, parts, nfe = time.perf_counter(), [], 0
@@ -130,7 +167,7 @@ def draw_samples(
         x, calls = _batch(guided, sampler, times, rows, seed, cond, device, recipe.objective.transform)
         parts.append(x.cpu())
         nfe = calls
-    names = [data.classes[i] for i in labels.tolist()] if labels is not None else None
+    names = [data.classes[i] for i in labels.tolist()] if labels is not None else together and [together] * num
     kinds = min(len(set(wanted)) or len(data.classes), 20) if labels is not None else 1
     return Drawing(
         x=torch.cat(parts),
@@ -161,7 +198,7 @@ def _batch(
         mine = transform(mine, t=None, rng=rng, training=False)
     process, shape = guided.process, (len(rows), *guided.shape)
     start = process.levels(times[:1])[0]
-    x = process.prior().sample(start, shape, rng, source=mine.source, device=device)
+    x = (sampler.prior or process.prior()).sample(start, shape, rng, source=mine.source, device=device)
     nfe = 0
     for step in trajectory(guided, x, solver=sampler.solver, cond=mine, grid=times, hooks=sampler.hooks, rng=rng):
         x, nfe = step.x_s, step.nfe

@@ -12,7 +12,7 @@ from condiff import figures
 from condiff.errors import BadFile, BadValue, require_extra
 from condiff.files import replacing
 from condiff.methods import given
-from condiff.methods.drawing import Drawing, draw_samples, override, save_grid
+from condiff.methods.drawing import Drawing, draw_samples, for_superposing, late, override, save_grid
 from condiff.methods.runs import RunFolder, open_run
 
 ENDINGS = (".png", ".npz", ".npy")
@@ -27,6 +27,9 @@ def draw(
     solver: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    start: float | None = None,
+    init: Path | None = None,
+    superpose: str | None = None,
     seed: int = 0,
     batch: int = 256,
     weights: str = "ema",
@@ -37,7 +40,7 @@ def draw(
     """Draw samples from a run and write them; returns where they are and how they were made.
 
     Raises:
-        BadValue: an unknown class, solver or file ending, a number out of range.
+        BadValue: an unknown class, solver or file ending, a number out of range, one class to superpose.
         BadFile: the folder isn't a run, or the output file exists.
     """
     run = open_run(folder)
@@ -45,6 +48,10 @@ def draw(
     out = out or folder / f"samples-{seed}{'.png' if picture else '.npz'}"
     _check_output(out, picture, overwrite)
     sampler = override(run.recipe.sampler, solver=solver, steps=steps, guidance=guidance)
+    if superpose is not None:
+        sampler = for_superposing(sampler, solver, steps)
+    if start is not None or init is not None:
+        sampler = late(sampler, run.recipe.process, start, init)
     told = given.read(conditions, run.data, run.request.options)
     num = num if num is not None else told.rows or 8 * (len(labels) or len(run.data.classes) or 8)
     made = draw_samples(
@@ -57,6 +64,7 @@ def draw(
         seed=seed,
         batch=batch,
         given=told.take(max(num, 1)),
+        superpose=superpose,
     )
     _write(made, out, run, told.names)
     return {
@@ -66,6 +74,9 @@ def draw(
         "solver": repr(sampler.solver),
         "steps": sampler.steps,
         "guidance": sampler.guidance,
+        "start": start,
+        "init": None if init is None else str(init),
+        "superpose": superpose,
         "weights": weights,
         "nfe": made.nfe,
         "seconds": round(made.seconds, 4),
