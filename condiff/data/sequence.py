@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from condiff.data.frames import frame_files
 from condiff.data.picture import Framing, decode, hw, is_grey, to_array, to_mode
 from condiff.data.video_files import ANIMATED, VIDEOS, footage
 from condiff.errors import BadFile, BadValue
@@ -44,16 +45,15 @@ def _scaled(array: np.ndarray) -> Tensor:
 def _recorded(path: Path) -> tuple[list[Any], list[str]]:
     if not path.exists():
         raise BadFile(f"no such file or folder: {path}")
-    if path.is_file() and not _moving(path):
+    if path.is_dir():
+        files = frame_files(path)
+        if not files:
+            raise BadFile(f"no pictures in {path}")
+        return _listed(files)
+    if path.suffix.lower() not in (*ANIMATED, *VIDEOS):
         return _listed([path])
     one = footage(path)
-    if not one.count:
-        raise BadFile(f"no pictures in {path}")
     return one.frames(range(one.count)), [f"{path.name}, frame {i}" for i in range(one.count)]
-
-
-def _moving(path: Path) -> bool:
-    return path.suffix.lower() in (*ANIMATED, *VIDEOS)
 
 
 def _listed(paths: Sequence[str | Path]) -> tuple[list[Any], list[str]]:
