@@ -111,8 +111,9 @@ def classify_pipeline(
     pipeline = require_extra("diffusers", "hf").DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     wrapped = wrap(pipeline.to(check_device(request.device or default_device())))
     factor = 1 if wrapped.codec is None else wrapped.codec.factor
-    size = tuple(n * factor for n in wrapped.denoiser.shape[1:])  # type: ignore[index]
-    channels = wrapped.denoiser.shape[0] if wrapped.codec is None else 3  # type: ignore[index]
+    channels, height, width = wrapped.denoiser.shape  # type: ignore[misc]
+    size = (height * factor, width * factor)
+    channels = channels if wrapped.codec is None else 3
     data = images(pictures, size, channels=channels, filter="bicubic")
     rows = data.batch(range(min(len(data), request.num or len(data))))
     device = next(wrapped.denoiser.parameters()).device

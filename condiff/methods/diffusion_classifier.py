@@ -60,7 +60,7 @@ def reproduce(budget: str = "small") -> Reproduction:
         for count in COUNTS:
             shared = classifier(model, ((count, 1),), seed)
             note(f"accuracy: shared noise, {count} levels", class_accuracy(shared.predict(x), y))
-            note(f"accuracy: independent noise, {count} levels", class_accuracy(_independent(model, x, count, seed), y))
+            note(f"accuracy: independent noise, {count} levels", class_accuracy(on_independent_noise(model, x, count, seed), y))
         scores = classifier(model, STAGES, seed).scores(x)
         note("accuracy: staged", class_accuracy(scores.best, y))
         note("evaluations: staged", scores.calls)
@@ -98,7 +98,7 @@ def _recipe(lab: Digits) -> Recipe:
     )
 
 
-def _independent(model: Any, x: Tensor, count: int, seed: int) -> Tensor:
+def on_independent_noise(model: Any, x: Tensor, count: int, seed: int) -> Tensor:
     """Classes by errors for which every sample and every class has draws of its own."""
     times = (torch.tensor(level_indices(1000, count), dtype=torch.float64) + 1.0) / 1000
     errors = []

@@ -58,7 +58,7 @@ def test_shared_noise_classifies_better_with_few_draws():
     shared, apart = [], []
     for seed in range(4):
         shared.append((method.classifier(model, ((5, 1),), seed).predict(x) == y).double().mean())
-        apart.append((method._independent(model, x, 5, seed) == y).double().mean())
+        apart.append((method.on_independent_noise(model, x, 5, seed) == y).double().mean())
     assert torch.stack(shared).mean() > torch.stack(apart).mean() + 0.05
 
 
