@@ -8,8 +8,8 @@ import torch
 
 from condiff.data.base import Data
 from condiff.errors import BadType, BadValue
-from condiff.process import GaussianLaw
-from condiff.process.gaussian_law import check_rank
+from condiff.process import PrincipalLaw
+from condiff.process.principal_law import check_rank
 from condiff.random import as_source
 from condiff.typing import Float, Tensor
 
@@ -18,13 +18,13 @@ OVERSAMPLE, ROUNDS = 16, 4  # of the block Krylov method beyond that
 MOST = 512  # components that are kept by default beyond that
 
 
-def gaussian_law(
+def principal_law(
     data: Data | Float[Tensor, "n *shape"],
     rank: int | None = None,
     *,
     rows: Tensor | None = None,
     batch: int = 256,
-) -> GaussianLaw:
+) -> PrincipalLaw:
     """The Gaussian law of a data set: mean, largest principal components, the rest of the variance spread evenly.
 
     Samples of up to 1024 entries: the exact covariance, in one pass. Larger ones: the block Krylov
@@ -57,10 +57,10 @@ def gaussian_law(
         variances, basis = _krylov(read, mean, count, min(kept + OVERSAMPLE, most))
     variances, basis = variances[:kept].clamp_min(0.0), basis[:kept]
     residual = max(total - float(variances.sum()), 0.0) / (dims - kept) if kept < dims else 0.0
-    return GaussianLaw(mean.reshape(shape), basis.contiguous(), variances, residual, low, high, count)
+    return PrincipalLaw(mean.reshape(shape), basis.contiguous(), variances, residual, low, high, count)
 
 
-def class_laws(data: Data, rank: int | None = None, *, batch: int = 256) -> list[GaussianLaw]:
+def class_laws(data: Data, rank: int | None = None, *, batch: int = 256) -> list[PrincipalLaw]:
     """A Gaussian law for each class of a labelled data set.
 
     Raises:
@@ -68,12 +68,12 @@ def class_laws(data: Data, rank: int | None = None, *, batch: int = 256) -> list
     """
     labels = data.labels
     if labels is None:
-        raise BadValue(f"{data.name} has no labels: fit one law for all, gaussian_law(data)")
+        raise BadValue(f"{data.name} has no labels: fit one law for all, principal_law(data)")
     few = [name for k, name in enumerate(data.classes) if int((labels == k).sum()) < 2]
     if few:
         raise BadValue(f"a law for each class needs two samples of each; too few of {', '.join(few)}")
     return [
-        gaussian_law(data, rank, rows=torch.nonzero(labels == k).flatten(), batch=batch)
+        principal_law(data, rank, rows=torch.nonzero(labels == k).flatten(), batch=batch)
         for k in range(len(data.classes))
     ]
 

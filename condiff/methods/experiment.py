@@ -31,22 +31,24 @@ class Facts:
         embeddings: how each condition is embedded.
         std: standard deviation of the values.
         count: number of samples.
+        examples: some of the samples, at most 4096 and evenly spread, for what is measured on data; None when unknown.
     """
 
     shape: tuple[int, ...]
     embeddings: Mapping[str, Spec] = field(default_factory=dict)
     std: float = 0.5
     count: int = 0
+    examples: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, data: Data) -> Facts:
-        """The facts of a data set; its first 4096 samples give the standard deviation."""
-        some = data.batch(range(min(len(data), 4096)))
+        """The facts of a data set; 4096 samples, evenly spread over it, give the standard deviation."""
+        some = data.batch(torch.linspace(0, len(data) - 1, min(len(data), 4096), dtype=torch.float64).long())
         classes = len(data.classes) or None
         embeddings = {
             name: embedding_for(data.kinds.get(name, "label"), value, classes) for name, value in some["cond"].items()
         }
-        return cls(tuple(data.shape), embeddings, float(some["x"].double().std()), len(data))
+        return cls(tuple(data.shape), embeddings, float(some["x"].double().std()), len(data), some["x"])
 
     def network(self) -> Any:
         """The default network for this data."""

@@ -4,7 +4,6 @@ from condiff.process.categorical import Absorbing, MaskAndUniform, TokenProcess,
 from condiff.process.curves import VE, OffsetCosine, Sigmoid, SubVP
 from condiff.process.endpoint import Bridge, Endpoint, Interpolant, Residual
 from condiff.process.gaussian import Gaussian, Process
-from condiff.process.gaussian_law import GaussianLaw
 from condiff.process.joint import Joint, JointPrior
 from condiff.process.keep import CosineKeep, Geometric, Keep, LinearKeep, LogLinear, RatioKeep
 from condiff.process.kinetic import (
@@ -18,11 +17,17 @@ from condiff.process.kinetic import (
 from condiff.process.level import Level, Time, stack_levels
 from condiff.process.noise import NoiseLaw, Normal, StudentT
 from condiff.process.prediction import KINDS, Prediction, mix
+from condiff.process.principal_law import PrincipalLaw
 from condiff.process.prior import EndpointLaw, Given, Moments, Prior
 from condiff.process.ramps import Clocks, Ramps
 from condiff.process.retime import Retimed
 from condiff.process.schedule import EDM, Cosine, Rectified, Schedule, VPLinear
-from condiff.process.separation import from_mse_curve, model_separation, points_separation
+from condiff.process.separation import (
+    from_mse_curve,
+    model_separation,
+    points_separation,
+    population_separation,
+)
 from condiff.process.table import Discrete
 from condiff.process.tabulated import Tabulated
 from condiff.process.teleport import Marginal, Teleport
@@ -42,7 +47,6 @@ __all__ = [
     "Endpoint",
     "EndpointLaw",
     "Gaussian",
-    "GaussianLaw",
     "Geometric",
     "Given",
     "Interpolant",
@@ -60,6 +64,7 @@ __all__ = [
     "Normal",
     "OffsetCosine",
     "Prediction",
+    "PrincipalLaw",
     "Prior",
     "Process",
     "Ramps",
@@ -90,6 +95,7 @@ __all__ = [
     "mix_tokens",
     "model_separation",
     "points_separation",
+    "population_separation",
     "stack_levels",
     "straight_sigmas",
 ]

@@ -158,7 +158,7 @@ def _angles(separation: Separation, nodes: int) -> Tensor:
 
 
 def _table(t: Tensor, alpha: Tensor, sigma: Tensor, d_alpha: Tensor, d_sigma: Tensor) -> Tabulated:
-    """The table from t = 0 to 1, without times too close to tell apart, its slopes limited so that no overshoot arises."""
+    """The table from t = 0 to 1, without times that are too close, its slopes limited so that no overshoot arises."""
     keep = torch.cat([torch.tensor([True]), t[1:-1].diff(prepend=t[:1]) > 1e-9, torch.tensor([True])])
     keep[1:-1] &= t[1:-1] < 1.0 - 1e-9
     t, alpha, sigma, d_alpha, d_sigma = (x[keep] for x in (t, alpha, sigma, d_alpha, d_sigma))

@@ -10,9 +10,9 @@ import torch
 
 from condiff.errors import BadType, BadValue, unknown
 from condiff.process.gaussian import Gaussian, Process
-from condiff.process.gaussian_law import check_path
 from condiff.process.kinetic import Separation
 from condiff.process.oracles import empirical
+from condiff.process.principal_law import check_path
 from condiff.process.schedule import Cosine
 from condiff.random import Source, as_source
 from condiff.typing import Float, Tensor
@@ -32,7 +32,8 @@ def points_separation(
     """The separation of a finite set of points, by the exact posterior over them.
 
     With n points in D dimensions it tends to 1 as n / sqrt(D) -> 0, also when they were drawn from a Gaussian: it is
-    that of memorising these points. For the population behind them use :func:`model_separation` with a trained model.
+    that of memorising these points. For the population behind them there are :func:`population_separation`, and
+    :func:`model_separation` with a trained model.
 
     Args:
         x: points (n, *shape); of more than 5000, that many are taken at random.
@@ -56,6 +57,55 @@ def points_separation(
     scaled = _reached(path, power, roots)
     errors = _errors(empirical(path, x), x, None, scaled, math.sqrt(power), draws, rng, batch=1024)
     return from_mse_curve(scaled, (errors / (dims * power)).tolist(), end=1.0, power=power, of=of)
+
+
+def population_separation(
+    x: Float[Tensor, "n *shape"],
+    *,
+    draws: int = 1000,
+    roots: Sequence[float] | None = None,
+    widths: Sequence[float] = (0.0, 0.03, 0.1, 0.2, 0.4, 0.8),
+    rng: int | torch.Generator | Sequence[int] | Source | None = 0,
+) -> Separation:
+    """The separation of the population behind some samples, without a model: an estimate from below.
+
+    One half of the samples is smeared by Gaussians of several widths, and its exact posterior mean denoises the other
+    half; the least error at each level, or that of a Gaussian, counts. Errors of any denoiser on samples that it hasn't
+    seen are above the least one, so lambda is, if anything, too small.
+
+    Args:
+        x: samples (n, *shape), independent; of more than 10000, that many are taken at random.
+        draws: noisy samples at each level.
+        roots: as in :func:`points_separation`.
+        widths: of the Gaussians, in deviations of the data.
+
+    Raises:
+        BadValue, BadType: as :func:`points_separation`; fewer than four samples; negative widths.
+    """
+    rng = as_source(rng)
+    x = _checked(x)
+    if len(x) < 4 or not widths or min(widths) < 0.0:
+        raise BadValue(f"at least four samples and widths >= 0 are needed, got {len(x)} and {list(widths)}")
+    x = x[torch.argsort(rng.uniform((len(x),)))[: 2 * MOST]]
+    power, path, count = _power(x), Gaussian(Cosine()), len(x)
+    scale = math.sqrt(power)
+    scaled = _reached(path, power, roots, NODES // 2)
+    x = ((x.double() - x.double().mean(0)) / scale).flatten(1)
+    atoms, seen = empirical(path, x[::2]), x[1::2]
+    seen = seen[torch.arange(draws) % len(seen)]
+    noise = rng.normal(tuple(seen.shape), torch.float64)
+    errors = [min(_smeared(atoms, seen, noise, root, width) for width in widths) for root in scaled]
+    return from_mse_curve(scaled, errors, power=power, of=f"population of {count} samples")
+
+
+def _smeared(atoms: Any, x: Tensor, noise: Tensor, root: float, width: float) -> float:
+    """Mean square error per entry of the posterior mean of smeared atoms: that of points, at a lower root."""
+    wider = math.sqrt(1.0 + (root * width) ** 2)
+    level = atoms.process.at(float(atoms.process.time(torch.tensor(2.0 * math.log(root / wider), dtype=torch.float64))))
+    y = root * x + noise
+    centre = torch.cat([atoms(part, level).x0 for part in (y * (level.noise / wider)).split(1024)])
+    said = centre + (root * (width / wider) ** 2) * (y - root * centre)
+    return float((said - x).square().mean())
 
 
 def model_separation(
@@ -183,14 +233,14 @@ def _power(x: Tensor) -> float:
     return power
 
 
-def _reached(process: Process, power: float, roots: Sequence[float] | None) -> list[float]:
+def _reached(process: Process, power: float, roots: Sequence[float] | None, nodes: int = NODES) -> list[float]:
     """The roots, those asked for or the default ones that the path reaches."""
     scale = math.sqrt(power)
     first, last = process.at(0.0), process.at(1.0)
     low = scale * last.data / last.noise
     high = scale * first.data / first.noise if first.noise > 0.0 else math.inf
     if roots is None:
-        even = torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), NODES, dtype=torch.float64).tolist()
+        even = torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), nodes, dtype=torch.float64).tolist()
         return [s for s in even if low <= s <= high]
     outside = [s for s in roots if not low * (1.0 - 1e-9) <= s <= high * (1.0 + 1e-9)]
     if outside or len(roots) < 2:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from condiff.errors import BadType, BadValue
-from condiff.process.gaussian_law import GaussianLaw, check_path
 from condiff.process.level import Level
+from condiff.process.principal_law import PrincipalLaw, check_path
 from condiff.process.prior import Moments, Prior
 from condiff.random import Source
 from condiff.typing import Float, Int, Tensor
@@ -31,19 +31,19 @@ class Teleport(Prior):
         >>> sample(model, prior=Teleport(law), grid=Tail(Karras(), sigma=8.0), steps=18, solver=Heun(), num=16)
     """
 
-    law: GaussianLaw | Sequence[GaussianLaw]
+    law: PrincipalLaw | Sequence[PrincipalLaw]
     start: float = 1.0
     label: Int[Tensor, " batch"] | None = None
 
     def __post_init__(self) -> None:
-        laws = [self.law] if isinstance(self.law, GaussianLaw) else list(self.law)
-        if not laws or not all(isinstance(law, GaussianLaw) for law in laws):
-            raise BadType(f"law= takes a GaussianLaw, or one for each class, got {self.law!r}")
+        laws = [self.law] if isinstance(self.law, PrincipalLaw) else list(self.law)
+        if not laws or not all(isinstance(law, PrincipalLaw) for law in laws):
+            raise BadType(f"law= takes a PrincipalLaw, or one for each class, got {self.law!r}")
         if len({law.shape for law in laws}) > 1:
             raise BadValue(f"the laws of all classes must be of one shape, got {sorted({law.shape for law in laws})}")
         if not 0.0 < self.start <= 1.0:
             raise BadValue(f"start must lie in (0, 1], got {self.start}")
-        if not isinstance(self.law, GaussianLaw) and self.label is None:
+        if not isinstance(self.law, PrincipalLaw) and self.label is None:
             raise BadValue("a law for each class needs label=, the class of each row")
         if self.label is not None and not bool(((self.label >= 0) & (self.label < len(laws))).all()):
             raise BadValue(f"labels must lie in [0, {len(laws)}), got {self.label.min()} .. {self.label.max()}")
@@ -57,7 +57,7 @@ class Teleport(Prior):
 
     def carry(self, x: Float[Tensor, "batch *shape"], t: Level, s: Level) -> Float[Tensor, "batch *shape"]:
         """States at level t to level s, each by its law."""
-        if isinstance(self.law, GaussianLaw):
+        if isinstance(self.law, PrincipalLaw):
             return self.law.to(x.device).transport(t.process, x, t, s)
         assert self.label is not None
         label = self.label.to(x.device)
@@ -77,7 +77,7 @@ class Marginal(Prior):
     What a stochastic sampler may start from late, where :class:`Teleport` would follow an ODE that it doesn't.
     """
 
-    law: GaussianLaw
+    law: PrincipalLaw
 
     def sample(self, level, shape, rng: Source, *, source=None, dtype=torch.float32, device="cpu") -> Tensor:
         check_path(level.process)

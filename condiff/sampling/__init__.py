@@ -4,6 +4,7 @@ from condiff.sampling.adaptive import Adaptive
 from condiff.sampling.affine import GaussianLaw, affine_law, continuous_law
 from condiff.sampling.corrector import PredictorCorrector
 from condiff.sampling.density import ItoDensity, ito_likelihood
+from condiff.sampling.energy import KineticEnergy
 from condiff.sampling.grid import Grid, Power, Shifted, Uniform
 from condiff.sampling.hooks import ClipResidual, ClipX0, Displace, DynamicThreshold, MeanShift, Record, X0Replace
 from condiff.sampling.inpaint import Inpaint, repaint_grid
@@ -59,6 +60,7 @@ __all__ = [
     "ItoDensity",
     "JointSolver",
     "Karras",
+    "KineticEnergy",
     "Likelihood",
     "Likeness",
     "MeanShift",

@@ -16,23 +16,23 @@ from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.guidance import Guided
-from condiff.process import GaussianLaw, Level, Process, Teleport
-from condiff.process.gaussian_law import check_path
+from condiff.process import Level, PrincipalLaw, Process, Teleport
 from condiff.process.oracles import low_rank
+from condiff.process.principal_law import check_path
 from condiff.random import as_source
 from condiff.sampling.grid import Grid, Uniform
 from condiff.sampling.loop import as_grid, sample
 from condiff.sampling.solver import Solver
 from condiff.typing import Float, Tensor
 
-Laws = GaussianLaw | Sequence[GaussianLaw]
+Laws = PrincipalLaw | Sequence[PrincipalLaw]
 FARTHEST = 0.5  # deviations of the data by which the two predictions of x0 may differ
 PROBES = 8  # rows that the check looks at
 
 
 @dataclass(frozen=True)
 class Tail(Grid):
-    """The end of another grid: from the first level with ``noise / data <= sigma``, or without the first ``skip`` steps.
+    """The end of another grid: from the first level with ``noise / data <= sigma``, or without its first steps.
 
     The number of steps that a sampler is given is that of the whole grid.
     """
@@ -114,7 +114,7 @@ def likeness(
     with torch.no_grad():
         said = denoiser(x_t, level, cond).noise.double()
         away = said - _noise(start, process, x_t.double(), level)
-    laws = [law] if isinstance(law, GaussianLaw) else list(law)
+    laws = [law] if isinstance(law, PrincipalLaw) else list(law)
     std = sum(one.std for one in laws) / len(laws)
     explained = 1.0 - float(away.square().sum() / said.square().sum())
     return Likeness(explained, float(away.square().mean().sqrt()) * level.noise / (level.data * std))
@@ -122,7 +122,7 @@ def likeness(
 
 def _noise(start: Teleport, process: Process, x: Tensor, level: Level) -> Tensor:
     """E[z | x_t] of each row's law."""
-    if isinstance(start.law, GaussianLaw):
+    if isinstance(start.law, PrincipalLaw):
         return low_rank(process, start.law)(x, level).noise
     assert start.label is not None
     rows = [low_rank(process, start.law[int(k)])(x[i : i + 1], level).noise for i, k in enumerate(start.label)]
@@ -130,7 +130,7 @@ def _noise(start: Teleport, process: Process, x: Tensor, level: Level) -> Tensor
 
 
 def _prior(law: Laws, cond: Conditions, start: float) -> Teleport:
-    if isinstance(law, GaussianLaw):
+    if isinstance(law, PrincipalLaw):
         return Teleport(law, start)
     labels = [entry.value for entry in cond.values() if entry.kind == "label"]
     if len(labels) != 1:
@@ -159,7 +159,7 @@ def teleport(
     (8 rows, seed 0; one evaluation, or ``log2(steps)`` of them for ``"auto"``).
 
     Args:
-        law: mean and principal components of the training data (``condiff.data.gaussian_law``), or one for each class.
+        law: mean and principal components of the training data (``condiff.data.principal_law``), or one for each class.
         solver: a deterministic one.
         steps, grid: of the whole grid.
         skip: how many steps are left out; ``"auto"`` finds the most that ``least`` allows.
@@ -174,7 +174,7 @@ def teleport(
         BadValue: statistics of another shape or range than the model's, a start outside the grid or too late.
 
     Example:
-        >>> law = condiff.data.gaussian_law(data)
+        >>> law = condiff.data.principal_law(data)
         >>> x = teleport(model, law, solver=Heun(), grid=Karras(), steps=18, num=16, seed=0)
     """
     _check(denoiser, law, solver, force)
@@ -215,7 +215,7 @@ def _check(denoiser: Denoises, law: Laws, solver: Solver, force: bool) -> None:
             f"{type(denoiser).__name__} doesn't follow the law of the data, so its early path is another one: teleport "
             "the plain denoiser, or say force=True, best with statistics of guided samples"
         )
-    shapes = {one.shape for one in ([law] if isinstance(law, GaussianLaw) else law)}
+    shapes = {one.shape for one in ([law] if isinstance(law, PrincipalLaw) else law)}
     if denoiser.shape is not None and shapes != {tuple(denoiser.shape)}:
         raise BadValue(f"statistics of samples {shapes} don't fit a model of samples {tuple(denoiser.shape)}")
 
@@ -233,7 +233,7 @@ class _Probe:
         self.denoiser, self.law, self.levels = denoiser, law, denoiser.process.levels(times)
         rows = torch.arange(PROBES) % (cond.batch or PROBES)
         self.cond = cond.rows(rows.to(device)) if len(cond) else cond
-        self.shape = (law if isinstance(law, GaussianLaw) else law[0]).shape
+        self.shape = (law if isinstance(law, PrincipalLaw) else law[0]).shape
         self.noise = as_source(0).normal((PROBES, *self.shape), torch.float32, device)
         self.start = _prior(law, self.cond, float(times[0]))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from condiff.errors import Degenerate
 from condiff.process.algebra import Weight
 from condiff.process.gaussian import Process
-from condiff.process.gaussian_law import GaussianLaw, Spread, check_path
+from condiff.process.principal_law import PrincipalLaw, Spread, check_path
 from condiff.process.level import Time
 from condiff.process.oracles.components import vanishes
 from condiff.process.prediction import Prediction
@@ -20,14 +20,14 @@ from condiff.process.prediction import Prediction
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LowRank:
-    """The denoiser of a :class:`~condiff.process.GaussianLaw`. Made by :func:`low_rank`.
+    """The denoiser of a :class:`~condiff.process.PrincipalLaw`. Made by :func:`low_rank`.
 
     With ``V = data^2 v + noise^2`` along a component: ``E[x0] = mean + data v / V (...)``, ``E[z] = noise / V (...)``,
     ``score = -1 / V (...)``, (...) the part of ``x_t - data mean`` along it.
     """
 
     process: Process
-    law: GaussianLaw
+    law: PrincipalLaw
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ def _ratio(a: Any, b: Any) -> Any:
     return torch.where(b > 0.0, a / torch.where(b > 0.0, b, 1.0), 0.0)
 
 
-def low_rank(process: Process, law: GaussianLaw) -> LowRank:
+def low_rank(process: Process, law: PrincipalLaw) -> LowRank:
     """The oracle of Gaussian data given by principal components: :func:`gaussian` for images.
 
     Raises:

@@ -27,11 +27,11 @@ from condiff.random import as_source
 from condiff.typing import Float, Tensor
 
 Spread = tuple[Tensor, Weight]  # along the components (r,) or (B, r); in the other directions, a number or (B, 1)
-_MARK = "condiff.GaussianLaw"
+_MARK = "condiff.PrincipalLaw"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GaussianLaw:
+class PrincipalLaw:
     """Mean and principal components of data.
 
     Args:
@@ -46,7 +46,7 @@ class GaussianLaw:
         BadValue: shapes that don't fit, rows that aren't orthonormal, negative variances, NaN.
 
     Example:
-        >>> law = GaussianLaw.from_covariance([0.0, 0.0], [[2.0, 0.5], [0.5, 1.0]])
+        >>> law = PrincipalLaw.from_covariance([0.0, 0.0], [[2.0, 0.5], [0.5, 1.0]])
         >>> law.transport(Gaussian(EDM()), 80.0 * torch.randn(4, 2), 1.0, 0.5)
     """
 
@@ -81,7 +81,7 @@ class GaussianLaw:
         object.__setattr__(self, "variances", self.variances.clamp_min(0.0))
 
     @classmethod
-    def from_covariance(cls, mean: Any, cov: Any, rank: int | None = None, **facts: Any) -> GaussianLaw:
+    def from_covariance(cls, mean: Any, cov: Any, rank: int | None = None, **facts: Any) -> PrincipalLaw:
         """The law of a mean (*shape) and a covariance (D, D), with the ``rank`` largest components, all by default.
 
         The variance beyond them is spread evenly over the other directions.
@@ -119,12 +119,12 @@ class GaussianLaw:
         """Root mean square deviation of an entry."""
         return math.sqrt((float(self.variances.sum()) + (self.dims - self.rank) * self.residual) / self.dims)
 
-    def to(self, device: Any) -> GaussianLaw:
+    def to(self, device: Any) -> PrincipalLaw:
         """The law on another device."""
         if self.mean.device == torch.device(device):
             return self
         moved = (v.to(device) for v in (self.mean, self.basis, self.variances))
-        return GaussianLaw(*moved, self.residual, self.low, self.high, self.count)
+        return PrincipalLaw(*moved, self.residual, self.low, self.high, self.count)
 
     # The path
 
@@ -207,7 +207,7 @@ class GaussianLaw:
         write_tensors(path, tensors, {"kind": _MARK, **notes})
 
     @classmethod
-    def load(cls, path: str | Path) -> GaussianLaw:
+    def load(cls, path: str | Path) -> PrincipalLaw:
         """Read what :meth:`save` wrote.
 
         Raises:
@@ -220,7 +220,7 @@ class GaussianLaw:
         return cls(tensors["mean"], tensors["basis"], tensors["variances"], float(notes["residual"]), **facts)
 
     def __repr__(self) -> str:
-        return f"GaussianLaw(shape={self.shape}, rank={self.rank}, std={self.std:.4g}, count={self.count})"
+        return f"PrincipalLaw(shape={self.shape}, rank={self.rank}, std={self.std:.4g}, count={self.count})"
 
 
 def check_rank(rank: int, dims: int) -> int:
