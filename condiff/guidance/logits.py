@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from condiff.conditions import Conditions
 from condiff.errors import BadType, BadValue, Incompatible, unknown
+from condiff.fields import checked
 from condiff.process import Level
 from condiff.typing import Float, Int
 
@@ -47,6 +48,7 @@ def tempered(
 
 
 @dataclass(frozen=True, eq=False)
+@checked
 class ClassScore:
     """:func:`tempered` of a classifier of clean samples, as ``score(u, level, cond) -> (B,)``.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadValue, Incompatible
+from condiff.fields import checked
 from condiff.process.algebra import Weight
 from condiff.process.level import Level
 from condiff.sampling.loop import Hook, Run
@@ -28,6 +29,7 @@ def sine(place: float, run: Run) -> float:
 
 
 @dataclass(frozen=True, eq=False)
+@checked
 class SineBoost:
     """Extra variance for :class:`MeanShift`: ``strength sin(pi k / N) V`` (Ma 2024, EluCD's schedule).
 
@@ -63,6 +65,7 @@ def _larger(peak: Weight, variance: Weight) -> Weight:
 
 
 @dataclass(frozen=True)
+@checked
 class SineShare:
     """A share for :class:`Nudge` that falls with the steps and swells half-way (Ma 2024, the EDM sampler):
 
