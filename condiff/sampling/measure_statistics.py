@@ -1,4 +1,4 @@
-"""Measuring the statistics of a model for DPM-Solver-v3: two forward-mode derivatives per state and node."""
+"""Measuring the statistics of a model for DPM-Solver-v3, once, on a few hundred states at every level."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
 from condiff.derivatives import draw_probes, jvp, neighbours, whole_times
-from condiff.errors import BadType, BadValue, Incompatible
+from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.process.gaussian import Process
 from condiff.process.level import Level
 from condiff.random import Source, as_source
@@ -19,6 +19,7 @@ from condiff.sampling.model_statistics import ModelStatistics, guidance_of, lam_
 from condiff.sampling.sigmas import table_size
 
 HALF_WINDOW = 5  # of the moving average of l', in nodes
+RATES = ("difference", "forward")
 
 
 def measure_statistics(
@@ -33,6 +34,7 @@ def measure_statistics(
     batch: int = 64,
     rng: int | torch.Generator | Sequence[int] | Source | None = None,
     shape: Sequence[int] | None = None,
+    rate: str = "difference",
     progress: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> ModelStatistics:
@@ -48,6 +50,10 @@ def measure_statistics(
     where f doesn't vary (normal data, pure noise) ``s = 0, b = mean f'``. It takes about ``5 (nodes + 1) K``
     evaluations, once.
 
+    The change of E[z] along the ODE is its difference between the neighbouring nodes, a step of the ODE away. Networks
+    are rough in t, from their time features: their derivative at the nodes (``rate="forward"``) says little of what
+    happens between, and s of it is large and of either sign. Of an exact or very smooth model it is sharper.
+
     Args:
         denoiser: the very denoiser that will be sampled: guidance included.
         data: clean samples (K, *shape), in the model's space.
@@ -58,6 +64,10 @@ def measure_statistics(
             the first numbered level of a table.
         batch: states at once.
         rng: seed of the noise and the signs.
+        shape: of one sample, where neither the denoiser nor data say it.
+        rate: ``"difference"`` or ``"forward"``.
+        progress: show a bar.
+        dtype: of the states, without data.
 
     Raises:
         BadValue: data, conditions and samples that don't agree; ends that are no range.
@@ -74,13 +84,15 @@ def measure_statistics(
     if not isinstance(process, Process) or process.has_source:
         raise Incompatible(f"these statistics are of a path from noise to data, not of {process}")
     cond = as_conditions(cond, getattr(denoiser, "kinds", None), _device(denoiser, data))
+    if rate not in RATES:
+        raise unknown("rate", rate, RATES)
     if nodes < 1 or batch < 1:
         raise BadValue(f"nodes and batch must be at least 1, got {nodes} and {batch}")
     start = (0.999 if process.at(1.0).data == 0.0 else 1.0) if start is None else start
     ends = lam_between(process, start, 1.0 / (table_size(process) or 1000) if end is None else end)
     lam = torch.linspace(*ends, nodes + 1, dtype=torch.float64)
     levels = process.levels(process.time(2.0 * lam))
-    states = _States(denoiser, levels, data, cond, samples, shape, as_source(rng), dtype)
+    states = _States(denoiser, levels, data, cond, samples, shape, as_source(rng), dtype, rate)
     begin = getattr(denoiser, "start", None)
     if begin is not None:
         begin()
@@ -108,8 +120,9 @@ class _States:
         shape: Sequence[int] | None,
         rng: Source,
         dtype: torch.dtype,
+        rate: str,
     ) -> None:
-        self.levels, self.data, self.cond = levels, data, cond
+        self.levels, self.data, self.cond, self.rate = levels, data, cond, rate
         self.count = _count(data, cond, samples)
         device = _device(denoiser) if data is None else data.device
         if data is not None:
@@ -170,18 +183,33 @@ def _evaluate(denoiser: Denoises, states: _States, j: int, rows: slice) -> tuple
     level, cond, device = states.levels[j], states.cond.rows(rows), _device(denoiser, states.x)
     x, v = states.x[rows].to(device), states.probes[rows].to(device)
     noise, along = jvp(denoiser, x, level, cond, kind="noise", dx=v)
-    dt, between = _clock(denoiser, x, level, cond)
-    lam_rate = float(level.d_data / level.data - level.d_noise / level.noise)  # d lam / dt
     ratio = float(level.d_data / level.data)
+    lam_rate = ratio - float(level.d_noise / level.noise)  # d lam / dt
     velocity = ratio * x + float(level.d_noise - ratio * level.noise) * noise
-    rate = jvp(denoiser, x, level, cond, kind="noise", dx=velocity / lam_rate, dt=dt, between=between).derivative
+    dx, whole = velocity / lam_rate, whole_times(denoiser, x, level, cond)
+    if states.rate == "difference" and not whole:
+        rate = _difference(denoiser, states.levels, j, x, noise, dx, cond)
+    else:
+        dt, between = _clock(denoiser, level) if whole else (1.0 / lam_rate, None)
+        rate = jvp(denoiser, x, level, cond, kind="noise", dx=dx, dt=dt, between=between).derivative
     return tuple(out.to(states.x.device) for out in (noise, v * along, rate))
 
 
-def _clock(denoiser: Denoises, x: Tensor, level: Level, cond: Conditions) -> tuple[float, tuple[float, float] | None]:
-    """``dt / dlam``; for models that know whole-numbered times only, of the chord between neighbouring levels."""
-    if not whole_times(denoiser, x, level, cond):
-        return 1.0 / float(level.d_data / level.data - level.d_noise / level.noise), None
+def _difference(
+    denoiser: Denoises, levels: Sequence[Level], j: int, x: Tensor, noise: Tensor, dx: Tensor, cond: Conditions
+) -> Tensor:
+    """The change of E[z] between the neighbouring nodes, each a step along ``dx / dlam`` away; one-sided at an end."""
+    here = 0.5 * float(levels[j].log_snr)
+    ends = []
+    for level in (levels[max(j - 1, 0)], levels[min(j + 1, len(levels) - 1)]):
+        h = 0.5 * float(level.log_snr) - here
+        ends.append((h, denoiser(x + h * dx, level, cond).noise if h else noise))
+    (h0, before), (h1, after) = ends
+    return (after - before) / (h1 - h0)
+
+
+def _clock(denoiser: Denoises, level: Level) -> tuple[float, tuple[float, float]]:
+    """``dt / dlam`` of the chord between neighbouring levels, for models that know whole-numbered times only."""
     low, high = neighbours(denoiser.process, float(level.t))
     rise = 0.5 * float(denoiser.process.at(high).log_snr - denoiser.process.at(low).log_snr)
     return (high - low) / rise, (low, high)

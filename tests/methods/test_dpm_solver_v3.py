@@ -134,7 +134,7 @@ def test_the_rate_of_f_is_that_along_the_path(lam, guided):
     expected = (f_at(h) - f_at(-h)) / (2.0 * h)
     level = noise_at(model, X[:3], lam)[1]
     given = as_conditions(cond if guided else None, MIXTURE.kinds, "cpu")
-    states = _States(inner, [level], None, given, 3, None, as_source(0), torch.float64)
+    states = _States(inner, [level], None, given, 3, None, as_source(0), torch.float64, "forward")
     states.x = X[:3]
     noise, _, rate = _evaluate(inner, states, 0, slice(0, 3))
     l = l_at(lam)  # noqa: E741
