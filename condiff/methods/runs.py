@@ -283,7 +283,7 @@ def _request_json(request: DataRequest) -> dict[str, Any]:
 
 
 def _grid_size(data: Data) -> int:
-    if "map" in data.kinds.values():
+    if {"map", "endpoint"} & set(data.kinds.values()):
         return 24  # each beside what was given and what is true
     return 8 * min(len(data.classes), 20) if data.classes else 64
 

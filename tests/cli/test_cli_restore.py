@@ -64,6 +64,14 @@ def test_pictures_of_any_size_come_back_at_their_own(capsys, trained, tmp_path):
     assert run(capsys, *one).out.startswith("1 picture, 5 network calls a window")
 
 
+def test_sampling_takes_degraded_pictures_too(capsys, trained, tmp_path):
+    new = pictures(tmp_path / "new", [(16, 16), (32, 32)])
+    run(capsys, "sample", trained, "--condition", new, "--out", tmp_path / "out", "--steps", "2")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["p0.png", "p1.png"]
+    run(capsys, "sample", trained, "--num", "3", "--out", tmp_path / "made.npz", "--steps", "2")
+    assert np.load(tmp_path / "made.npz")["degraded"].shape == (3, 3, 16, 16)
+
+
 def test_a_picture_of_the_models_size_is_one_plain_sample(trained):
     import condiff as cd
 
