@@ -2,6 +2,7 @@
 
 from condiff.sampling.adaptive import Adaptive
 from condiff.sampling.affine import GaussianLaw, affine_law, continuous_law
+from condiff.sampling.analysis import Propagation, TrajectoryAnalysis, analyse, propagate
 from condiff.sampling.corrector import PredictorCorrector
 from condiff.sampling.density import ItoDensity, ito_likelihood
 from condiff.sampling.energy import KineticEnergy
@@ -68,6 +69,7 @@ __all__ = [
     "Nudge",
     "Power",
     "PredictorCorrector",
+    "Propagation",
     "Record",
     "RelaxedAncestral",
     "Renoise",
@@ -85,12 +87,14 @@ __all__ = [
     "TauLeaping",
     "TokenAncestral",
     "TokenFilter",
+    "TrajectoryAnalysis",
     "UniPC",
     "Uniform",
     "UniformLogSNR",
     "Unmask",
     "X0Replace",
     "affine_law",
+    "analyse",
     "continuous_law",
     "guidance_of",
     "infill",
@@ -99,6 +103,7 @@ __all__ = [
     "likeness",
     "log_likelihood",
     "measure_statistics",
+    "propagate",
     "repaint_grid",
     "resolution_shift",
     "sample",
