@@ -16,8 +16,8 @@ each are :class:`condiff.heads.Heads` of networks told a coefficient, and the or
 What differs from the released code, and why: nothing is clipped (``ClipResidual(1.0, x0=1.0)`` clips as it does; its
 bound of 1 distorts residuals, which reach 2); times are t = i / T, where its grid rounds indices down; each phase of
 a path that removes one thing first ends by its last move, where its sampler jumps to a clipped x0; with x0 and noise
-predicted the step goes to x0 + A_s (y - x0) + B_s z, where its own moves x_t, as ``ClipResidual`` has it; and the recipe
-is one network with two outputs, where its default is two networks.
+predicted the step goes to x0 + A_s (y - x0) + B_s z, where its own moves x_t, as ``ClipResidual`` has it; and the
+recipe is one network with two outputs, where its default is two networks.
 
 Claimed: with the same network and budget it beats diffusion from pure noise that sees the degraded picture beside the
 state, at 2 to 10 steps. :func:`reproduce` measures that on digits, against noise and against x0 prediction.
