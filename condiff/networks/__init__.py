@@ -2,6 +2,7 @@
 
 from condiff.networks.attention import Attention, set_attention, use_attention
 from condiff.networks.base import Network
+from condiff.networks.branched import Branched, BranchedConfig
 from condiff.networks.dit import DiT, DiTConfig
 from condiff.networks.embedding import TimeEmbedding
 from condiff.networks.hooks import features, read, replace
@@ -14,6 +15,8 @@ from condiff.networks.unet import UNet, UNetConfig
 __all__ = [
     "MLP",
     "Attention",
+    "Branched",
+    "BranchedConfig",
     "DiT",
     "DiTConfig",
     "Layout",
