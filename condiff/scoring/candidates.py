@@ -125,11 +125,14 @@ def check_candidates(denoiser: Any, candidates: Any) -> Conditions:
 
     Raises:
         BadValue: none, or two that are equal.
-        Incompatible: an unconditional denoiser, or a guided one, whose errors are another estimate.
+        Incompatible: an unconditional denoiser, one of tokens or joint states, or a guided one, whose errors are
+            another estimate.
     """
     kinds = getattr(denoiser, "kinds", None) or {}
     if not kinds:
         raise Incompatible("the model is unconditional: there is nothing to tell candidates apart by")
+    if not hasattr(denoiser.process, "noise_law"):
+        raise Incompatible(f"denoising errors are of one state with noise on it, not of {denoiser.process}")
     if isinstance(denoiser, Guided):
         raise Incompatible(
             f"{type(denoiser).__name__} is a guided model, whose errors estimate no likelihood: unwrap it"

@@ -11,7 +11,7 @@ from condiff.errors import BadValue, Incompatible, NonFinite
 from condiff.guidance import Free
 from condiff.metrics import denoising_log_prob
 from condiff.networks import MLP
-from condiff.process import Discrete, Gaussian, Prediction, Rectified
+from condiff.process import Absorbing, Discrete, Gaussian, Prediction, Rectified, Residual
 from condiff.process.oracles import mixture
 from condiff.scoring import (
     Bound,
@@ -416,3 +416,29 @@ def test_trials_draw_several_noises_a_level():
     x, _ = samples(2)
     scores = classifier(stages=((5, 1),), trials=3).scores(x)
     assert int(scores.seen.min()) == 15 and scores.calls == 15 * CLASSES
+
+
+def test_a_process_with_an_endpoint_is_told_it():
+    """Errors of a residual path: the endpoint comes with each sample, the label is the candidate."""
+    process = Residual()
+    model = mixture(process, means(), stds=math.sqrt(VAR), labels=range(CLASSES))
+    x, y = model.sample_labelled(30, 0, dtype=torch.float64)
+    end = {"source": Condition(0.3 * torch.randn_like(x), "endpoint")}
+    clf = DiffusionClassifier(
+        denoiser=model, candidates={"label": torch.arange(CLASSES)}, stages=[(40, 1)], measure=Error(target="x0")
+    )
+    assert (clf.predict(x, end) == y).double().mean() > 0.7
+    with pytest.raises(BadValue, match="endpoint"):
+        clf.predict(x)
+    with pytest.raises(BadValue, match="candidates and conditions"):
+        clf.predict(x, {**end, "label": y})
+    with pytest.raises(BadValue, match="30 samples, but 3 rows"):
+        clf.predict(x, {"source": Condition(torch.zeros(3, D), "endpoint")})
+
+
+def test_tokens_have_other_errors():
+    class Tokens(Deaf):
+        process = Absorbing(vocab=5)
+
+    with pytest.raises(Incompatible, match="one state with noise"):
+        classifier(Tokens())
