@@ -48,15 +48,18 @@ class DPMSolverV3(Solver):
         x_s = data_s / data_t e^-L x_t - data_s e^-L int e^(L + S) (g + B),   g = e^-S f - B
 
     where g, nearly constant, is the polynomial through the last ``order`` values. The integrals are trapezoids over
-    the nodes between two levels. ``l = 1, s = b = 0`` at order 1 is DDIM.
+    the nodes between two levels. ``l = 1, s = b = 0`` at order 1 without corrector is DDIM.
+
+    The defaults are the authors' for conditional and guided models; for plain ones they take
+    ``order=3, pseudo_corrector=False``, and for large guidance scales ``corrector_until=0.5``.
 
     Args:
         statistics: of this model, guidance, shape and range; any other is refused.
-        order: 1, 2 or 3; 2 for guided models, 3 for unguided ones.
+        order: 1, 2 or 3.
         corrector: use each evaluation once more, to correct the state it was made at. No extra evaluation.
-        corrector_until: correct at times up to this one only; 0.5 for large guidance scales.
-        pseudo_predictor, pseudo_corrector: derivatives of g from the differences next to the newest value alone; the
-            corrector is then one order higher. For about 5 steps.
+        corrector_until: correct at times up to this one only.
+        pseudo_predictor: the n-th derivative of g from its newest n + 1 values instead of all. For about 5 steps.
+        pseudo_corrector: the same in the corrector, which then has one order, and one value, more.
         lower_order_final: the order comes down to 1 towards the end of the grid.
 
     The grid lies in the range of the statistics: ``grid=statistics.grid()``. A last step from there to t = 0, or a
@@ -72,7 +75,7 @@ class DPMSolverV3(Solver):
     corrector: bool = True
     corrector_until: float = 1.0
     pseudo_predictor: bool = False
-    pseudo_corrector: bool = False
+    pseudo_corrector: bool = True
     lower_order_final: bool = True
 
     def __post_init__(self) -> None:
