@@ -19,7 +19,7 @@ from torch import Tensor
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
 from condiff.derivatives import divergence, draw_probes
-from condiff.errors import BadType, BadValue, Incompatible, unknown
+from condiff.errors import BadType, BadValue, Degenerate, Incompatible, unknown
 from condiff.process.gaussian import Process
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
@@ -208,6 +208,12 @@ def check_run(run: Run, divergence: bool = False) -> None:
     solver = run.solver
     if not all(bool(torch.as_tensor(s.t <= t.t).all()) for t, s in pairwise(run.levels)):
         raise BadValue("the Itô density estimator follows a grid from noise to data: its times must not increase")
+    for level in run.levels[:-1]:
+        if bool((torch.as_tensor(level.noise) == 0.0).any()):
+            raise Degenerate(
+                f"log-densities are read off noise, and {run.denoiser.process} has none at t = {level.t}: start the "
+                "grid where there is some"
+            )
     amount = solver.relative_noise
     if amount is None or (amount != 1.0 and not divergence):
         adds = "no fixed multiple of" if amount is None else f"{amount:g} times"
