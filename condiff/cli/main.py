@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from condiff import __version__
 from condiff.cli.classify import Classify
 from condiff.cli.evaluate import Evaluate
+from condiff.cli.i2v import I2VStats
 from condiff.cli.info import Info
 from condiff.cli.interpolate import Interpolate
 from condiff.cli.methods import Cite, Methods, Reproduce
@@ -63,6 +64,7 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
         | Annotated[Interpolate, command("interpolate")]
         | Annotated[Evaluate, command("evaluate")]
         | Annotated[Classify, command("classify")]
+        | Annotated[I2VStats, command("i2v-stats")]
         | Annotated[Info, command("info")]
         | Annotated[Methods, command("methods")]
         | Annotated[Reproduce, command("reproduce")]

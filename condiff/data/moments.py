@@ -16,7 +16,7 @@ from condiff.data.base import Data
 from condiff.data.statistics import Statistics
 from condiff.errors import BadFile, BadType, BadValue, Incompatible
 from condiff.files import read_tensors, write_tensors
-from condiff.process import Moments
+from condiff.process import EDM, Gaussian, Moments
 from condiff.random import as_source
 
 FORMAT = "condiff moments 1"
@@ -154,10 +154,8 @@ class DataMoments:
         """
         if not 0.0 < sigma < math.inf or rows < 1:
             raise BadValue(f"a start needs rows >= 1 and a finite sigma > 0, got {rows} and {sigma}")
-        if self.scale != 1.0:
-            self.prior()  # refuses
-        noise = as_source(rng).normal((rows, *self.mean.shape), dtype)
-        return self.mean.to(dtype) + math.sqrt(self.var + sigma**2) * noise
+        level = Gaussian(EDM(sigma_max=sigma)).at(1.0)
+        return self.prior().sample(level, (rows, *self.mean.shape), as_source(rng), dtype=dtype)
 
     def __repr__(self) -> str:
         figures = f"mean {float(self.mean.mean()):.4g}, std {math.sqrt(self.var):.4g}"

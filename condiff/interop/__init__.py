@@ -5,7 +5,19 @@ solvers, guidance and tools then run on it.
 """
 
 from condiff.interop.backbones import Classes, Plain2D, TextAndPooled, TextTokens
+from condiff.interop.frames import encode_frames, load_vae
 from condiff.interop.pipelines import Wrapped, wrap
 from condiff.interop.schedulers import grid_of, process_of
 
-__all__ = ["Classes", "Plain2D", "TextAndPooled", "TextTokens", "Wrapped", "grid_of", "process_of", "wrap"]
+__all__ = [
+    "Classes",
+    "Plain2D",
+    "TextAndPooled",
+    "TextTokens",
+    "Wrapped",
+    "encode_frames",
+    "grid_of",
+    "load_vae",
+    "process_of",
+    "wrap",
+]

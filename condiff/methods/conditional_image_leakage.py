@@ -110,10 +110,11 @@ def figures(x: Tensor, truth: Tensor) -> dict[str, float]:
 
 def reproduce(budget: str = "small") -> Reproduction:
     """Clean and noisy conditions in training; starts at M = 1, 0.9, 0.8 from pure noise and from Analytic-Init."""
-    lab = experiment.Lab("conditional-image-leakage", budget, steps=2000, data=bumps(8192, 0))
+    lab = experiment.Lab("conditional-image-leakage", budget, steps=800, data=bumps(8192, 0))
     heldout = bumps(512, 1).batch(range(512))
-    network = MLPConfig(shape=(FRAMES, WIDTH), width=192, depth=3, conditions={"frame": Map(WIDTH, level=True)})
-    noisy = replace(recipe(Facts((FRAMES, WIDTH), {"frame": Map(WIDTH)}, count=8192)), network=network)
+    network = MLPConfig(shape=(FRAMES, WIDTH), width=320, depth=2, conditions={"frame": Map(WIDTH, level=True)})
+    noisy = recipe(Facts((FRAMES, WIDTH), {"frame": Map(WIDTH)}, count=8192))
+    noisy = replace(noisy, network=network, training=replace(noisy.training, lr=2e-3))
     plain = replace(noisy, objective=replace(noisy.objective, transform=None))
     priors = {"N(0, 1)": Moments(), "Analytic-Init": DataMoments.of(bumps(8192, 0), batch=1024).prior()}
     scores: dict[str, list[float]] = {}

@@ -18,7 +18,7 @@ from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
 from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Free
 from condiff.networks import DiTConfig, MLPConfig
-from condiff.process import Process
+from condiff.process import Prior, Process
 from condiff.sampling import Grid, Hook, Solver, Uniform
 from condiff.training import Denoising, TrainConfig
 
@@ -31,6 +31,7 @@ class Sampler:
         solver, grid, steps: the update rule and its times.
         guidance: classifier-free scale; 1 is the plain conditional model.
         hooks: what else is done inside each step, such as clipping x0.
+        prior: law of the initial state; the process's own when None.
     """
 
     solver: Solver
@@ -38,6 +39,7 @@ class Sampler:
     steps: int = 25
     guidance: float = 1.0
     hooks: tuple[Hook, ...] = ()
+    prior: Prior | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -213,7 +213,7 @@ def test_the_median_of_the_noise(t, median):
     law = TimeNoise(maximum=100.0, power=5.0)
     level = law.level(torch.full((40_001,), t), as_source(0))
     assert float(level.median()) / 100.0 == pytest.approx(median, abs=0.005)
-    assert 0.0 < float(level.min()) and float(level.max()) < 100.0
+    assert float(level.min()) > 0.0 and float(level.max()) < 100.0
     exact = 100.0 * torch.sigmoid(torch.tensor(2.0 * t**5 - 1.0))
     assert float(exact) / 100.0 == pytest.approx(median, abs=5e-5)
 
@@ -282,7 +282,7 @@ def test_bad_noise(bad):
 class Copies:
     """A model that leaks: it says the first frame, at rest, with the weight ``share`` beside the truth's law."""
 
-    kinds, shape = {"frame": "map"}, (3, 4)  # noqa: RUF012
+    kinds, shape = {"frame": "map"}, (3, 4)
 
     def __init__(self, oracle, share):
         self.oracle, self.share, self.process = oracle, share, oracle.process
@@ -356,7 +356,7 @@ def test_bumps_move_as_they_say():
     rows = data.batch(range(200))
     moved = cil.displacement(rows["x"])
     assert float((moved - moved[:, :1]).abs().max()) < 1e-3  # each at its own speed
-    assert 1.0 <= float(moved.abs().min()) and float(moved.abs().max()) <= 2.0
+    assert float(moved.abs().min()) >= 1.0 and float(moved.abs().max()) <= 2.0
     assert torch.equal(rows["cond"]["frame"], rows["x"][:, 0])
     assert 0.3 < float((moved[:, 0] > 0).double().mean()) < 0.7
     told = cil.figures(rows["x"], rows["x"])
@@ -368,7 +368,7 @@ def test_bumps_move_as_they_say():
 
 
 def test_edm_scalings_are_those_of_stable_video_diffusion():
-    """x0 = x / (s^2 + 1) + s / sqrt(s^2 + 1) F with sigma_data = 1; diffusers has the network's v with the other sign."""
+    """x0 = x / (s^2 + 1) + s / sqrt(s^2 + 1) F with sigma_data = 1; diffusers' network has the other sign."""
     level = Gaussian(EDM(sigma_max=700.0)).at(0.6)
     c_in, c_skip, c_out = EDMPrecondition(sigma_data=1.0).weights(level)
     s2 = level.noise**2 + 1.0
@@ -386,3 +386,71 @@ def test_heun_with_a_late_start_on_the_exploding_path_keeps_the_mean():
         means[name] = float(x.mean())
     assert means["init"] == pytest.approx(20.0, abs=0.08)
     assert means["noise"] == pytest.approx(20.0 - 20.0 / math.sqrt(100.0**2 + 1.0), abs=0.08)
+
+
+def tiny_svd():
+    """The classes of stabilityai/stable-video-diffusion-img2vid, small and with random weights."""
+    import diffusers
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    unet = diffusers.UNetSpatioTemporalConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        cross_attention_dim=32,
+        num_attention_heads=2,
+        projection_class_embeddings_input_dim=96,
+        addition_time_embed_dim=32,
+    )
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        sigma_min=0.002,
+        sigma_max=700.0,
+        steps_offset=1,
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+    )
+    vae = diffusers.AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1
+    )
+    sizes = {"hidden_size": 32, "projection_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = CLIPVisionConfig(**sizes, image_size=224, intermediate_size=32, patch_size=56)
+    pipe = diffusers.StableVideoDiffusionPipeline(
+        vae=vae,
+        image_encoder=CLIPVisionModelWithProjection(clip).eval(),
+        unet=unet.eval(),
+        scheduler=scheduler,
+        feature_extractor=CLIPImageProcessorPil(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_stable_video_diffusion_starts_from_the_statistics():
+    """With ``latents = start / scheduler.init_noise_sigma`` the network's first input is the start, as it scales it."""
+    from PIL import Image
+
+    pipe = tiny_svd()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, sigma_max=100.0)
+    pipe.scheduler.set_timesteps(3)
+    assert float(pipe.scheduler.init_noise_sigma) == pytest.approx(math.sqrt(100.0**2 + 1.0), rel=1e-6)  # counts v = 1
+    stats = DataMoments(mean=5.0 * torch.randn(3, 4, 8, 8, dtype=F64), var=0.8)
+    start = stats.start(1, 100.0, rng=0)
+    seen = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0][:1, :, :4].clone()))
+    image = Image.new("RGB", (16, 16), (200, 100, 50))
+    options = {"height": 16, "width": 16, "num_frames": 3, "num_inference_steps": 3, "output_type": "latent"}
+    made = pipe(image, **options, latents=start / pipe.scheduler.init_noise_sigma, decode_chunk_size=3).frames
+    torch.testing.assert_close(seen[0], start / math.sqrt(100.0**2 + 1.0), rtol=1e-4, atol=1e-5)
+    assert len(seen) == 3 and made.shape == (1, 3, 4, 8, 8) and bool(torch.isfinite(made).all())
+    process = Gaussian(EDM(sigma_max=100.0))
+    assert torch.equal(start, stats.prior().sample(process.at(1.0), (1, 3, 4, 8, 8), as_source(0)))
+    grid = Karras(sigma_min=0.002, sigma_max=100.0).sigmas(process, 3)
+    torch.testing.assert_close(pipe.scheduler.sigmas.double(), grid, rtol=1e-5, atol=0)
