@@ -1,6 +1,6 @@
 """The likelihood bound of a stochastic sampler, from paths of the same SDE run from data to noise.
 
-With ``dx = (velocity + eps score) dt + sqrt(2 eps) dW`` from x_0 = x to t = 1 (Albergo 2023, thm. 2.21; Song 2021)::
+With ``dx = (velocity + eps score) dt + sqrt(2 eps) dW`` from x_0 = x to t = 1 (Albergo 2023; Song 2021)::
 
     log p(x) >= E[ log p_1(x_1) + int_0^1 div(velocity - eps score) - eps |score|^2 dt ]
 
