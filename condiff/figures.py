@@ -170,7 +170,7 @@ def reliability(calibrations: Mapping[str, Any], path: str | Path) -> Path:
         edges, share = one.edges.numpy(), (one.counts / one.counts.max()).numpy()
         for left, right, accuracy, weight in zip(edges[:-1], edges[1:], one.accuracy.tolist(), share, strict=True):
             if weight > 0.0:
-                axis.bar(left, accuracy, right - left, align="edge", color="#2f6fab", alpha=0.25 + 0.75 * weight)
+                axis.bar(left, accuracy, right - left, align="edge", color="#2f6fab", alpha=0.1 + 0.9 * weight)
         axis.plot([0, 1], [0, 1], color="#c0392b", linewidth=1.0)
         axis.set(title=f"{name}\ncalibration error {one.error:.3f}", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
         axis.title.set_fontsize(9)

@@ -79,7 +79,7 @@ ARMS = {  # name -> (looks at, marginal temperature, sharpness of the Softplus, 
 
 def reproduce(budget: str = "small") -> Reproduction:
     """Digits: an unconditional model and a clean ReLU classifier; agreement at one scale, quality at the best one."""
-    lab = experiment.Digits("elucd", budget, steps=2000)
+    lab = experiment.Digits("elucd", budget, steps=1500)
     rows = lab.data.batch(range(len(lab.data)))  # type: ignore[union-attr, arg-type]
     recipe = Recipe(
         method="elucd",
