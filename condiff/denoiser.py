@@ -168,7 +168,8 @@ class Denoiser(nn.Module):
     Raises:
         BadValue: an unknown target, a state of another shape than ``shape``.
         BadType: a schedule in place of a process.
-        Incompatible: a network that doesn't output as many quantities as there are targets.
+        Incompatible: a process of tokens or of several variables; a network that doesn't output as many quantities as
+            there are targets.
     """
 
     def __init__(
@@ -186,6 +187,11 @@ class Denoiser(nn.Module):
                 raise unknown("prediction target", name, KINDS)
         if isinstance(process, Schedule):
             raise BadType(f"a schedule isn't a process yet: Gaussian({process!r})")
+        if not isinstance(process, Process):
+            raise Incompatible(
+                f"Denoiser predicts {' and '.join(targets)} of one continuous state, not of {process}: tokens have "
+                "TokenDenoiser, and joint states any callable that gives a prediction per variable"
+            )
         outputs = getattr(getattr(network, "config", None), "outputs", len(targets))
         if outputs != len(targets):
             raise Incompatible(

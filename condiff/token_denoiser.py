@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import check_times, time_tensor
-from condiff.errors import BadValue
+from condiff.errors import BadValue, Incompatible
 from condiff.process.categorical import TokenProcess
 from condiff.process.token_level import TokenTime
 from condiff.process.token_prediction import TokenPrediction, ids
@@ -27,6 +27,7 @@ class TokenDenoiser(nn.Module):
             tokens given the visible ones don't depend on it (Ou 2025), and samplers may reuse evaluations.
 
     Raises:
+        Incompatible: a process of continuous states.
         BadValue: a state of another shape than ``shape``; logits that aren't (B, ..., V).
     """
 
@@ -39,6 +40,8 @@ class TokenDenoiser(nn.Module):
         time_free: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(process, TokenProcess):
+            raise Incompatible(f"TokenDenoiser predicts clean tokens, and {process} is no process of tokens: Denoiser")
         self.network, self.process, self.time_free = network, process, time_free
         self.shape = tuple(shape) if shape is not None else None
 

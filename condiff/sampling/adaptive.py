@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue, Incompatible, NonFinite, require_extra, unknown
+from condiff.errors import BadValue, Degenerate, Incompatible, NonFinite, require_extra, unknown
 from condiff.process.algebra import combine
 from condiff.process.gaussian import Process
 from condiff.process.level import Level
@@ -89,9 +89,14 @@ def ends(process: Process, t: Level, s: Level, floor: float) -> tuple[Level, Lev
 
     Between two clean ends (an interpolant from data to its endpoint) there is no noise-to-data ratio to go by: the
     velocity itself has to exist at both, as it does for networks that predict it.
+
+    Raises:
+        Degenerate: from an endpoint alone to a noisy level.
     """
     if (t.noise != 0.0) == (s.noise != 0.0):
         return t, s
+    if t.noise == 0.0 and t.data == 0.0:  # the data's part of the next state isn't known
+        raise Degenerate(f"Adaptive can't leave t = {t.t} of {process}, an endpoint without noise: start below it")
     noisy = s if t.noise == 0.0 else t
     if noisy.noise <= floor * noisy.data:
         return noisy, noisy

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises
-from condiff.errors import BadValue, Incompatible
+from condiff.errors import BadValue, Incompatible, NonFinite
 from condiff.process.algebra import Weight
 from condiff.process.prediction import Prediction
 from condiff.process.prior import Prior
@@ -45,7 +45,7 @@ class GaussianLaw:
         Plain differences where ``other`` is a point.
         """
         scale = other.cov.diagonal().max()
-        scale = torch.where(scale > 0.0, scale, 1.0)
+        scale = torch.where(scale > 1e-12, scale, 1.0)
         means = (self.mean - other.mean).abs().max() / scale.sqrt()
         return float(torch.maximum(means, (self.cov - other.cov).abs().max() / scale))
 
@@ -70,6 +70,7 @@ class _Basis(Source):
         return out.to(device)
 
 
+@torch.no_grad()
 def affine_law(
     denoiser: Denoises,
     *,
@@ -94,6 +95,7 @@ def affine_law(
     Raises:
         Incompatible: a sampler that isn't affine, which a row of random numbers tells, or draws other than normals.
         BadValue: conditions of more than one sample, an unknown shape.
+        NonFinite: samples that aren't finite.
     """
     process, shape = denoiser.process, _shape(denoiser, shape)
     times = as_grid(grid, steps, process)
@@ -113,13 +115,17 @@ def affine_law(
     x, rng = run(guess)
     if rng.used + 2 != guess:
         x, rng = run(rng.used + 2)
+    if not bool(torch.isfinite(x).all()):
+        ends = f"{float(times[0]):g} to {float(times[-1]):g}"
+        raise NonFinite(f"{solver} on the times {ends} gives samples that aren't finite")
     mean, columns = x[0], x[1:-1] - x[0]
     expected = mean + torch.cat(rng.drawn) @ columns
-    if not torch.allclose(expected, x[-1], rtol=1e-6, atol=1e-6 * float(x[-1].abs().max())):
+    if not torch.allclose(expected, x[-1], rtol=1e-6, atol=1e-6 * float(x[-1].detach().abs().max())):
         raise Incompatible(f"{solver} with this denoiser isn't affine: a random row differs from the sum of its parts")
     return GaussianLaw(mean, columns.mT @ columns)
 
 
+@torch.no_grad()
 def continuous_law(
     denoiser: Denoises,
     start: GaussianLaw,

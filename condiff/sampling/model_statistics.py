@@ -273,8 +273,11 @@ def lam_between(process: Process, start: float, end: float) -> tuple[float, floa
     """lam at two times.
 
     Raises:
+        Incompatible: a process of tokens or of several variables.
         BadValue: where lam is infinite, or the times in another order.
     """
+    if not isinstance(process, Process):
+        raise Incompatible(f"statistics are of one continuous state, not of {process}")
     low, high = (0.5 * float(process.at(t).log_snr) for t in (start, end))
     if not -float("inf") < low < high < float("inf"):
         raise BadValue(
