@@ -199,9 +199,13 @@ def kinetic_energy(schedule: Schedule, separation: Separation, parts: int = 2000
     As the length of the curve in the plane: ``sum |zeta_{k+1} - zeta_k|^2 / (t_{k+1} - t_k)`` over a fine partition,
     which never exceeds the energy and needs no derivative. Variance-preserving schedules whose variance starts
     linearly (VPLinear) have infinite energy on points: their velocity at t = 0 isn't square integrable.
+
+    Raises:
+        BadValue: a schedule that doesn't go from the data alone to unit noise alone.
     """
     if parts < 16:
         raise BadValue(f"the partition needs at least 16 parts, got {parts}")
+    check_ends(schedule)
     even = torch.linspace(0.0, 1.0, parts + 1, dtype=torch.float64)
     small = torch.logspace(-12, math.log10(1.0 / parts), 64, dtype=torch.float64)
     times = torch.cat([even, small, 1.0 - small]).unique()
@@ -210,6 +214,20 @@ def kinetic_energy(schedule: Schedule, separation: Separation, parts: int = 2000
         if near > 1e-7 and nearer > 0.5 * near:
             return math.inf
     return _energy(schedule, separation, times)
+
+
+def check_ends(schedule: Schedule) -> None:
+    """
+    Raises:
+        BadValue: a schedule that doesn't go from the data alone to noise alone.
+    """
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    (a0, a1), (s0, s1) = schedule.alpha(ends).tolist(), schedule.sigma(ends).tolist()
+    if not (abs(a0 - 1.0) < 1e-6 and abs(s0) < 1e-3 and abs(a1) < 1e-2 and abs(s1 - 1.0) < 1e-2):
+        raise BadValue(
+            f"energies are of paths from the data (alpha = 1, sigma = 0) to unit noise (0, 1); {schedule} goes from "
+            f"({a0:.6g}, {s0:.6g}) to ({a1:.6g}, {s1:.6g})"
+        )
 
 
 def _step(end: float, size: float) -> Tensor:
