@@ -43,7 +43,7 @@ def options(source: str) -> dict[str, inspect.Parameter]:
 FRAMING = ("channels", "crop", "flip", "filter", "background")
 
 
-def open_data(source: str, **given: Any) -> Data:
+def open_data(source: str, /, **given: Any) -> Data:
     """The data set that a word and options name: ``open_data("images", path="cells/", size=64)``.
 
     Raises:
