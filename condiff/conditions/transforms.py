@@ -211,7 +211,7 @@ class TimeNoise(CorruptionLaw):
     def level(self, t: Tensor, source: Source) -> Tensor:
         t = t.double()
         if self.clock is not None:
-            t = self.clock.at(t).noise / self.clock.at(1.0).noise
+            t = torch.as_tensor(self.clock.at(t).noise / self.clock.at(1.0).noise)
         mu = 2.0 * self.center * t**self.power - self.center
         return self.maximum * torch.sigmoid(mu + source.normal(mu.shape, torch.float64, mu.device))
 

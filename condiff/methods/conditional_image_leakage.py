@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ def reproduce(budget: str = "small") -> Reproduction:
     noisy = replace(noisy, network=network, training=replace(noisy.training, lr=2e-3))
     plain = replace(noisy, objective=replace(noisy.objective, transform=None))
     priors = {"N(0, 1)": Moments(), "Analytic-Init": DataMoments.of(bumps(8192, 0), batch=1024).prior()}
-    scores: dict[str, list[float]] = {}
+    scores: dict[str, list[Any]] = {}
     for seed in lab.seeds:
         for trained, chosen in (("clean", plain), ("TimeNoise", noisy)):
             model = lab.train(chosen, seed)
