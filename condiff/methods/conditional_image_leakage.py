@@ -16,8 +16,8 @@ Symbols: M is ``start``, a and mu_max are ``power`` and ``center``, beta_m is ``
 What differs from the released code, and why: the statistics come without random flips, sizes are (height, width), and
 they are those of x0, the tensor that data(t) multiplies; the start of Stable Video Diffusion is sqrt(v + sigma^2),
 where diffusers' own scale already counts v = 1; every element of a condition has noise of its own (one number per clip
-is ``Corrupt(shared=(1, 2, 3, 4))``); ``TimeNoise(clock=...)`` is the released time sigma / 700, in which nothing changes
-with time; the condition isn't changed in place.
+is ``Corrupt(shared=(1, 2, 3, 4))``); ``TimeNoise(clock=...)`` is the released time sigma / 700, in which nothing
+changes with time; the condition isn't changed in place.
 
 Claimed: more motion at equal fidelity. A small model trained from scratch doesn't leak, so :func:`reproduce` measures
 on moving bumps whether the later start keeps the mean right where pure noise doesn't, and what both remedies do to the
