@@ -13,7 +13,10 @@ from beartype import beartype
 from jaxtyping import TypeCheckError
 
 # Networks end up inside torch.compile, which the checks don't survive.
-ROOMS = [f"condiff.{room}" for room in ("process", "sampling", "guidance", "metrics", "data", "figures", "scoring")]
+ROOMS = [
+    f"condiff.{room}"
+    for room in ("process", "sampling", "guidance", "metrics", "data", "figures", "scoring", "codecs", "video")
+]
 _jaxtyped = jaxtyping.jaxtyped
 
 

@@ -89,6 +89,16 @@ def test_the_decoder_sees_the_references_and_the_latent():
     assert not torch.allclose(out, codec.decode(z + 1.0, ref), atol=1e-3)
 
 
+def test_the_decoder_sees_the_activations_of_the_references_at_every_level():
+    codec, ref, z = trained_looking(references=2), some(1, 2, 3, 8, 8), some(1, 4, 4, 4)
+    side, out = codec.side(ref), codec.decode(z, ref)
+    for n in range(2):
+        for level in range(2):
+            features = [[h.clone() for h in levels] for levels in side.features]
+            features[n][level] = torch.zeros_like(features[n][level])
+            assert not torch.allclose(out, codec.decode(z, side=side._replace(features=features)), atol=1e-3)
+
+
 def test_an_autoencoder_learns_to_use_its_references():
     """The middle of two frames that are the same is that frame, whatever the latent: learnt in a few steps."""
     codec = Autoencoder(shape=(1, 8, 8), channels=1, width=8, multipliers=(1, 2), references=2)

@@ -10,6 +10,7 @@ import condiff as cd
 from condiff.conditions import Condition
 from condiff.denoiser import Correction, Denoiser
 from condiff.errors import BadValue, Incompatible
+from condiff.methods import Facts, consecutive_brownian_bridge
 from condiff.process import Bridge, Discrete, Gaussian
 from condiff.sampling import DDIM, DDPM, Strided
 
@@ -301,3 +302,41 @@ def test_bad_grids_and_tables_are_refused():
         Bridge(margin=0.5)
     with pytest.raises(BadValue, match="cap > 0"):
         cd.training.InverseNoise(cap=0.0)
+
+
+# The recipe
+
+
+def test_the_recipe_is_for_triplets_and_survives_being_stored():
+    data = consecutive_brownian_bridge.bumps(64, seed=0)
+    chosen = consecutive_brownian_bridge.recipe(Facts.of(data))
+    assert cd.config.from_config(cd.config.to_config(chosen)) == chosen
+    facts = Facts((3, 16, 16), {"frames": cd.conditions.Frames(2, 3)})
+    assert consecutive_brownian_bridge.recipe(facts).network.network.shape == (3, 16, 16)
+    for embeddings in ({}, {"frames": cd.conditions.Map(2)}, {"frames": cd.conditions.Frames(3, 1)}):
+        with pytest.raises(BadValue, match="train on triplets"):
+            consecutive_brownian_bridge.recipe(Facts((1, 8, 8), embeddings))
+
+
+def test_the_bumps_move_evenly():
+    """The middle of each is half-way, and the mean of the neighbours isn't it."""
+    rows = consecutive_brownian_bridge.bumps(200, seed=3).batch(range(200))
+    place = torch.arange(32.0)
+    centre = lambda x: ((x + 1) * place).sum(-1) / (x + 1).sum(-1)
+    before, after = rows["cond"]["frames"].unbind(1)
+    inside = (centre(before) > 6) & (centre(before) < 25) & (centre(after) > 6) & (centre(after) < 25)
+    away = (centre(rows["x"]) - 0.5 * (centre(before) + centre(after)))[inside]
+    assert int(inside.sum()) > 100 and float(away.abs().max()) < 0.2
+    assert float(cd.metrics.psnr(0.5 * (before + after), rows["x"]).mean()) < 25.0
+
+
+def test_a_trained_recipe_samples_from_either_side():
+    data = consecutive_brownian_bridge.bumps(64, seed=0)
+    chosen = consecutive_brownian_bridge.recipe(Facts.of(data))
+    denoiser = chosen.denoiser(0)
+    cd.Trainer(denoiser, data, chosen.objective, cd.TrainConfig(steps=2, batch=16), quiet=True).fit()
+    before, after = data.batch(range(4))["cond"]["frames"].unbind(1)
+    maker = cd.video.Interpolator(denoiser)
+    made = {side: maker.middle(before, after, side=side, steps=4, seeds=range(4)) for side in ("prev", "next", "mean")}
+    assert all(x.shape == (4, 32) and bool(torch.isfinite(x).all()) for x in made.values())
+    assert not torch.allclose(made["prev"], made["next"], atol=1e-3)

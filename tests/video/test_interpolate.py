@@ -112,6 +112,14 @@ def test_a_frame_depends_on_its_seed_and_place_only():
     assert whole.shape == (13, 3, 8, 8)
 
 
+def test_every_new_frame_has_noise_of_its_own():
+    maker, seen = Interpolator(Mean(), batch=2, cut=None), []
+    inner = maker.middle
+    maker.middle = lambda before, after, seeds, **options: seen.extend(seeds) or inner(before, after, **options)
+    maker.clip(smooth(3, 3, 4, 4), 4, steps=3, seed=1)
+    assert len(seen) == len(set(seen)) == 6
+
+
 def test_gaps_are_filled_in_batches():
     model = Mean()
     Interpolator(model, batch=3, cut=None).clip(smooth(5, 3, 4, 4), 2, steps=3)
