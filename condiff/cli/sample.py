@@ -50,6 +50,9 @@ class Sample:
     init: OptionalPath = None
     """Statistics of the data (condiff i2v-stats): begin from the normal law that fits them best."""
 
+    set: Several = ()
+    """KEY=VALUE for any field of the sampler, such as solver.noise=0.5 or grid.start=0.9."""
+
     seed: int = 0
     """Sample i depends on seed + i only, whatever the batch."""
 
@@ -85,6 +88,7 @@ class Sample:
             start=self.start,
             init=self.init,
             superpose=self.superpose,
+            changes=self.set,
             seed=self.seed,
             batch=self.batch,
             weights=self.weights,

@@ -42,6 +42,7 @@ def split(data: Data, held_out: float = 0.1, seed: int = 0) -> tuple[Data, Data]
     if isinstance(data, Unpaired):
         halves = zip(split(data.source, held_out, seed), split(data.target, held_out, seed), strict=True)
         (a, x), (b, y) = halves
-        return Unpaired(a, x, seed=data.seed), Unpaired(b, y, seed=data.seed)
+        named = (f"{data.name}/train", f"{data.name}/held-out")
+        return Unpaired(a, x, seed=data.seed, name=named[0]), Unpaired(b, y, seed=data.seed, name=named[1])
     train, test = split_indices(len(data), held_out, seed, data.labels)
     return Subset(data, train, f"{data.name}/train"), Subset(data, test, f"{data.name}/held-out")

@@ -25,6 +25,7 @@ class Unpaired(Data):
         source: where the process starts (t = 1).
         target: what is generated (t = 0).
         seed: of the draws.
+        name: what to call both.
 
     Raises:
         BadType: something that isn't a data set. BadValue: samples of different shapes; a target with a condition
@@ -38,7 +39,7 @@ class Unpaired(Data):
 
     paired = False
 
-    def __init__(self, source: Data, target: Data, *, seed: int = 0) -> None:
+    def __init__(self, source: Data, target: Data, *, seed: int = 0, name: str | None = None) -> None:
         for name, data in (("source", source), ("target", target)):
             if not isinstance(data, Data):
                 raise BadType(f"{name} must be a data set, such as TensorData(x), got {type(data).__name__}")
@@ -50,7 +51,7 @@ class Unpaired(Data):
         if NAME in target.kinds:
             raise BadValue(f"the target {target.name} has a condition named {NAME!r} already")
         self.source, self.target, self.seed = source, target, seed
-        self.name, self.shape = f"{source.name}-to-{target.name}", target.shape
+        self.name, self.shape = name or f"{source.name}-to-{target.name}", target.shape
         self.kinds = {**target.kinds, NAME: "endpoint"}
         self.refused = [*source.refused, *target.refused]
         low, high = source.value_range

@@ -11,7 +11,7 @@ import numpy as np
 from condiff import figures
 from condiff.errors import BadFile, BadValue, require_extra
 from condiff.files import replacing
-from condiff.methods import given
+from condiff.methods import given, settings
 from condiff.methods.drawing import Drawing, draw_samples, for_superposing, late, override, save_grid
 from condiff.methods.runs import RunFolder, open_run
 
@@ -30,6 +30,7 @@ def draw(
     start: float | None = None,
     init: Path | None = None,
     superpose: str | None = None,
+    changes: Sequence[str] = (),
     seed: int = 0,
     batch: int = 256,
     weights: str = "ema",
@@ -40,7 +41,7 @@ def draw(
     """Draw samples from a run and write them; returns where they are and how they were made.
 
     Raises:
-        BadValue: an unknown class, solver or file ending, a number out of range, one class to superpose.
+        BadValue: an unknown class, solver, setting or file ending, a number out of range, one class to superpose.
         BadFile: the folder isn't a run, or the output file exists.
     """
     run = open_run(folder)
@@ -52,6 +53,7 @@ def draw(
         sampler = for_superposing(sampler, solver, steps)
     if start is not None or init is not None:
         sampler = late(sampler, run.recipe.process, start, init)
+    sampler = settings.apply(sampler, settings.parse(changes))
     told = given.read(conditions, run.data, run.request.options)
     num = num if num is not None else told.rows or 8 * (len(labels) or len(run.data.classes) or 8)
     made = draw_samples(
@@ -103,7 +105,7 @@ def _write(made: Drawing, out: Path, run: RunFolder, names: Sequence[str]) -> No
     elif ending == "":
         _write_pictures(made, out, names)
     else:
-        x = (run.data.restore(made.x) if run.request.source == "arrays" else made.x).numpy()
+        x = (run.data.restore(made.x) if run.request.source in ("arrays", "unpaired") else made.x).numpy()
         with replacing(out) as temporary, open(temporary, "wb") as file:
             if ending == ".npy":
                 np.save(file, x)

@@ -20,6 +20,7 @@ from condiff.guidance import Free
 from condiff.networks import DiTConfig, MLPConfig
 from condiff.process import Prior, Process
 from condiff.sampling import Grid, Hook, Solver, Uniform
+from condiff.sampling.loop import as_grid
 from condiff.training import Denoising, TrainConfig
 
 
@@ -68,6 +69,8 @@ class Recipe:
                 torch.manual_seed(seed)
             network = self.network.build()
         self._check_endpoint()
+        times = as_grid(self.sampler.grid, self.sampler.steps, self.process)
+        self.sampler.solver.plan(self.process.levels(times))  # a solver that can't be is refused before training
         return Denoiser(network, self.process, self.target, self.precondition, shape=self.network.shape)
 
     def _check_endpoint(self) -> None:
