@@ -61,6 +61,8 @@ def first_index(process: Process, times: Tensor, skip: int | None = None, sigma:
         BadValue: outside the grid: above its first level, or so low that no step is left.
     """
     last = len(times) - 2
+    if skip is not None and (isinstance(skip, bool) or not isinstance(skip, int) or skip < 0):
+        raise BadValue(f"skip is a number of steps >= 0, got {skip!r}")
     if sigma is None:
         index = skip or 0
     else:
@@ -193,7 +195,7 @@ def teleport(
     if skip == "auto":
         index = probe.latest(least)
     else:
-        index = first_index(denoiser.process, times, None if skip is None else int(skip), sigma)
+        index = first_index(denoiser.process, times, skip, sigma)
         if index and not force:
             probe.check(index, least)
     prior = _prior(law, cond, float(times[0]))

