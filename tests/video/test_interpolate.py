@@ -301,3 +301,18 @@ def test_bad_options_are_refused():
     model.kinds = {"label": "label"}
     with pytest.raises(Incompatible, match="train on triplets"):
         Interpolator(model)
+
+
+def test_on_an_accelerator():
+    """Nothing mixes devices, in the network, the codec, the bridge or the warping."""
+    from pretend import Pretend, here
+
+    codec = Autoencoder(shape=(3, 8, 8), channels=3, width=8, multipliers=(1, 2), references=2)
+    codec.flow = lambda ref: torch.ones_like(ref[:, :, :2])
+    frames = smooth(3, 3, 16, 16)
+    for maker in (Interpolator(net(), codec, batch=2, cut=None), Interpolator(net(shape=(3, 16, 16)), cut=None)):
+        expected = maker.clip(frames, 2, steps=3, side="mean", seed=1)
+        with Pretend():
+            maker.denoiser.to("meta"), maker.codec.to("meta")
+            got = maker.clip(frames.to("meta"), 2, steps=3, side="mean", seed=1)
+        torch.testing.assert_close(here(got), expected, rtol=1e-5, atol=1e-5)
