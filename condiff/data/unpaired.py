@@ -40,9 +40,9 @@ class Unpaired(Data):
     paired = False
 
     def __init__(self, source: Data, target: Data, *, seed: int = 0, name: str | None = None) -> None:
-        for name, data in (("source", source), ("target", target)):
+        for role, data in (("source", source), ("target", target)):
             if not isinstance(data, Data):
-                raise BadType(f"{name} must be a data set, such as TensorData(x), got {type(data).__name__}")
+                raise BadType(f"{role} must be a data set, such as TensorData(x), got {type(data).__name__}")
         if source.shape != target.shape:
             raise BadValue(
                 f"an interpolant needs samples of one shape: the source {source.name} has {source.shape}, the target "
