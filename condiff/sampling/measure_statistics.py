@@ -18,7 +18,6 @@ from condiff.random import Source, as_source
 from condiff.sampling.model_statistics import ModelStatistics, guidance_of, lam_between
 from condiff.sampling.sigmas import table_size
 
-HALF_WINDOW = 5  # of the moving average of l', in nodes
 RATES = ("difference", "forward")
 
 
@@ -44,7 +43,7 @@ def measure_statistics(
     guided models and models of latents) those that a sampler visits: DDIM from the prior along the nodes. With x and
     z fixed, ``J = d E[z] / dx`` and a sign v per element::
 
-        l = mean of noise v (J v)            l' = its central difference, averaged over 11 nodes
+        l = mean of noise v (J v)            l' = its central difference
         s = cov(f, f') / var(f),  b = mean f' - s mean f            f' = df / dlam along the ODE
 
     where f doesn't vary (normal data, pure noise) ``s = 0, b = mean f'``. It takes about ``5 (nodes + 1) K``
@@ -58,7 +57,8 @@ def measure_statistics(
         denoiser: the very denoiser that will be sampled: guidance included.
         data: clean samples (K, *shape), in the model's space.
         cond: conditions of the K states.
-        samples: K without data; by default as many as there are conditions.
+        samples: K without data; by default as many as there are conditions. Take a few hundred: s is the slope of a
+            line through K points, for every element.
         nodes: intervals of the tables, about 50 times the steps they are meant for.
         start, end: times of the first and the last node. By default 1 (0.999 where t = 1 is pure noise), and 1e-3, or
             the first numbered level of a table.
@@ -233,7 +233,7 @@ def _moments(x: Tensor, noise: Tensor, diagonal: Tensor, rate: Tensor, level: Le
 
 def _tables(moments: Sequence[_Moments], h: float) -> dict[str, Tensor]:
     m = _Moments(*(torch.stack(column) for column in zip(*moments, strict=True)))
-    slope = smoothed(differences(m.l, h), HALF_WINDOW)
+    slope = differences(m.l, h)
     s = (m.cov_rest - slope * m.cov_y) / torch.where(m.constant, 1.0, m.var)
     s = torch.where(m.constant, 0.0, s)
     b = m.rest - slope * m.y - s * m.mean
@@ -244,14 +244,6 @@ def differences(table: Tensor, h: float) -> Tensor:
     """Central differences along the first dimension, one-sided at the ends."""
     inside = (table[2:] - table[:-2]) / (2.0 * h)
     return torch.cat([(table[1:2] - table[:1]) / h, inside, (table[-1:] - table[-2:-1]) / h])
-
-
-def smoothed(table: Tensor, half: int) -> Tensor:
-    """Moving averages over ``2 half + 1`` nodes, of those that exist at the ends."""
-    total = torch.cat([torch.zeros_like(table[:1]), table.cumsum(0)])
-    index = torch.arange(len(table), device=table.device)
-    low, high = (index - half).clamp(min=0), (index + half + 1).clamp(max=len(table))
-    return (total[high] - total[low]) / (high - low).reshape(-1, *(1,) * (table.ndim - 1))
 
 
 def _count(data: Tensor | None, cond: Conditions, samples: int | None) -> int:

@@ -41,8 +41,7 @@ class DPMSolverV3(Solver):
     """One evaluation a step, fewer steps: 5 to 20 where others need more, with statistics measured on the model once.
 
     With ``y = x_t / data``, ``lam = log(data / noise)`` and the tables l, s, b of :class:`ModelStatistics`, the rest
-    ``f = noise E[z] / data - l y`` follows ``df / dlam = s f + b`` nearly, and the step is exact for an f that does
-    (eq. 8 of the paper)::
+    ``f = noise E[z] / data - l y`` follows ``df / dlam = s f + b`` nearly, and the step is exact for an f that does::
 
         L = int l, S = int s, B = int e^-S b                                  from lam_t on
         x_s = data_s / data_t e^-L x_t - data_s e^-L int e^(L + S) (g + B),   g = e^-S f - B

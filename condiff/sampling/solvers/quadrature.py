@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from condiff.errors import NonFinite
 from condiff.sampling.model_statistics import ModelStatistics
 
 END = -1  # the place of the step's end, beside 0 (its start), 1, 2, ... (starts of the steps before)
@@ -32,6 +33,9 @@ class Step:
 
     With ``g = e^-S f - B`` the update is ``x_s = data_s / data_t e^-L x_t - data_s e^-L (int e^(L + S) g + C)``,
     ``C = int e^(L + S) B``.
+
+    Raises:
+        NonFinite: (from :meth:`line`) tables that overflow.
     """
 
     def __init__(self, tables: ModelStatistics, lams: Sequence[float], end: float) -> None:
@@ -73,7 +77,13 @@ class Step:
             term, i = terms[p], self._index[p]
             past.append(scale * torch.exp(-self._s[i]) * term)
             constant = constant - term * self._b[i]
-        return Line(x * self.decay, past, scale * constant)
+        line = Line(x * self.decay, past, scale * constant)
+        if not all(bool(torch.isfinite(w.float()).all()) for w in (line.x, line.constant, *past)):
+            raise NonFinite(
+                f"the step from lam = {self.lams[0]:.4g} to {self.end:.4g} overflows by the tables: s and l are too "
+                "large there, as when they were measured on a few states only; a few hundred are customary"
+            )
+        return line
 
     def predictor(self, ratio: float, data: float, pseudo: bool, order: int | None = None) -> Line:
         """The step with the polynomial through the newest ``order`` values."""
