@@ -50,6 +50,7 @@ _NAMES = {
     "DDIM": "sampling",
     "DDPM": "sampling",
     "DPMSolverPP": "sampling",
+    "DPMSolverV3": "sampling",
     "Euler": "sampling",
     "Heun": "sampling",
     "SDE": "sampling",
