@@ -13,8 +13,10 @@ condiff's networks and torch's ``scaled_dot_product_attention`` to kernels that 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -109,7 +111,16 @@ def _check(denoiser: Denoises, x: Tensor, kind: str, dx: Tensor | None, dt: Any)
         raise Incompatible("torch.inference_mode() has no forward-mode derivatives; use torch.no_grad()")
 
 
+@cache
+def _load() -> None:
+    """torch loads its derivatives of decompositions on first use, with a warning about itself that isn't ours."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+
+
 def _forward_mode(denoiser: Any, x: Tensor, level: Level, cond: Cond, kind: str, dx: Any, dt: Any) -> Along:
+    _load()
     with forward_ad.dual_level(), plain_kernels(denoiser), _explained():
         state = x if dx is None else forward_ad.make_dual(x, dx.to(x))
         value, tangent = forward_ad.unpack_dual(denoiser(state, _dual_time(level, dt, x), cond).to(kind))
