@@ -18,6 +18,7 @@ import torch
 
 from condiff.errors import BadFile, BadType, BadValue, unknown
 
+MANY = 24  # numbers of a list that are shown one by one
 ROOMS = (
     "process",
     "networks",
@@ -148,6 +149,9 @@ def _name(item: dict[str, Any]) -> str:
 
 def _one_line(item: Any) -> str:
     if isinstance(item, list):
+        if len(item) > MANY and all(isinstance(v, int | float) for v in item):  # a table: its ends tell enough
+            first, last = (", ".join(f"{v:.6g}" for v in part) for part in (item[:3], item[-2:]))
+            return f"[{first}, ... {len(item)} numbers ..., {last}]"
         return f"[{', '.join(map(_one_line, item))}]"
     if not isinstance(item, dict):
         return str(item)

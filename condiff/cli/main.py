@@ -19,6 +19,7 @@ from condiff.cli.interpolate import Interpolate
 from condiff.cli.methods import Cite, Methods, Reproduce
 from condiff.cli.restore import Restore
 from condiff.cli.sample import Sample
+from condiff.cli.statistics import Kinetic, Statistics
 from condiff.cli.train import Train
 from condiff.errors import BadFile, BadType, BadValue, CondiffError, Incompatible, MissingExtra
 
@@ -65,6 +66,8 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
         | Annotated[Evaluate, command("evaluate")]
         | Annotated[Classify, command("classify")]
         | Annotated[I2VStats, command("i2v-stats")]
+        | Annotated[Statistics, command("statistics")]
+        | Annotated[Kinetic, command("kinetic")]
         | Annotated[Info, command("info")]
         | Annotated[Methods, command("methods")]
         | Annotated[Reproduce, command("reproduce")]

@@ -41,6 +41,12 @@ class Sample:
     guidance: OptionalFloat = None
     """Classifier-free scale; 1 is the plain conditional model."""
 
+    teleport: OptionalPath = None
+    """Skip the first steps: statistics of the training data, as `condiff statistics` writes them."""
+
+    skip_sigma: OptionalFloat = None
+    """Where --teleport starts, as noise over data; by default as late as the model allows."""
+
     superpose: OptionalText = None
     """"and" (likely under every --label), "or" (under any) or "average": all of them at once, by their densities."""
 
@@ -87,6 +93,8 @@ class Sample:
             guidance=self.guidance,
             start=self.start,
             init=self.init,
+            teleport=self.teleport,
+            skip_sigma=self.skip_sigma,
             superpose=self.superpose,
             changes=self.set,
             seed=self.seed,

@@ -16,12 +16,13 @@ from condiff import figures
 from condiff.conditions import as_conditions
 from condiff.data import Data, DataMoments
 from condiff.denoiser import Denoises
-from condiff.errors import BadValue, unknown
+from condiff.errors import BadValue, Incompatible, unknown
 from condiff.guidance import Superpose
 from condiff.methods.names import solver as solver_of
 from condiff.methods.recipe import Recipe, Sampler
+from condiff.process import PrincipalLaw, Teleport
 from condiff.random import PerSample
-from condiff.sampling import DDPM, trajectory
+from condiff.sampling import DDPM, Tail, start_index, trajectory
 from condiff.sampling.loop import as_grid
 
 
@@ -123,6 +124,28 @@ def late(sampler: Sampler, process: Any, start: float | None, init: Path | None)
     grid = sampler.grid if start is None else sampler.grid.starting(start, process)
     prior = sampler.prior if init is None else DataMoments.load(init).prior()
     return replace(sampler, grid=grid, prior=prior)
+
+
+def teleported(
+    sampler: Sampler, denoiser: Any, data: Data, law: Path, sigma: float | None, wanted: Sequence[str] = ()
+) -> Sampler:
+    """The sampler from a later level that is reached in closed form: that of ``sigma``, or the latest that will do.
+
+    Raises:
+        BadValue: statistics that don't fit the model, a start outside the grid or too late.
+        Incompatible: a stochastic solver, guidance.
+    """
+    if sampler.guidance != 1.0:
+        raise Incompatible(
+            f"guidance of scale {sampler.guidance:g} doesn't follow the law of the data, which teleportation needs: "
+            "use --guidance 1"
+        )
+    one = PrincipalLaw.load(law)
+    times, device = as_grid(sampler.grid, sampler.steps, denoiser.process), next(iter(denoiser.parameters())).device
+    cond, _ = choose_conditions(data, wanted, 8)
+    skip = "auto" if sigma is None else None
+    index = start_index(denoiser, one, times, solver=sampler.solver, skip=skip, sigma=sigma, cond=cond, device=device)
+    return replace(sampler, grid=Tail(sampler.grid, skip=index), prior=Teleport(one, float(times[0])))
 
 
 def draw_samples(

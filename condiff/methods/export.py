@@ -12,7 +12,7 @@ from condiff import figures
 from condiff.errors import BadFile, BadValue, require_extra
 from condiff.files import replacing
 from condiff.methods import given, settings
-from condiff.methods.drawing import Drawing, draw_samples, for_superposing, late, override, save_grid
+from condiff.methods.drawing import Drawing, draw_samples, for_superposing, late, override, save_grid, teleported
 from condiff.methods.runs import RunFolder, open_run
 
 ENDINGS = (".png", ".npz", ".npy")
@@ -29,6 +29,8 @@ def draw(
     guidance: float | None = None,
     start: float | None = None,
     init: Path | None = None,
+    teleport: Path | None = None,
+    skip_sigma: float | None = None,
     superpose: str | None = None,
     changes: Sequence[str] = (),
     seed: int = 0,
@@ -54,10 +56,17 @@ def draw(
     if start is not None or init is not None:
         sampler = late(sampler, run.recipe.process, start, init)
     sampler = settings.apply(sampler, settings.parse(changes))
+    model = run.model(weights, device)
+    if teleport is not None:
+        if start is not None or init is not None or superpose is not None:
+            raise BadValue("--teleport has a start of its own: leave --start, --init and --superpose out")
+        sampler = teleported(sampler, model, run.heldout, teleport, skip_sigma, labels)
+    elif skip_sigma is not None:
+        raise BadValue("--skip-sigma says where --teleport starts: give --teleport STATISTICS too")
     told = given.read(conditions, run.data, run.request.options)
     num = num if num is not None else told.rows or 8 * (len(labels) or len(run.data.classes) or 8)
     made = draw_samples(
-        run.model(weights, device),
+        model,
         run.recipe,
         run.heldout,
         num=num,
@@ -78,6 +87,7 @@ def draw(
         "guidance": sampler.guidance,
         "start": start,
         "init": None if init is None else str(init),
+        "teleport": None if teleport is None else str(teleport),
         "superpose": superpose,
         "weights": weights,
         "nfe": made.nfe,

@@ -11,7 +11,7 @@ from condiff.sampling.hooks import ClipResidual, ClipX0, Displace, DynamicThresh
 from condiff.sampling.inpaint import Inpaint, repaint_grid
 from condiff.sampling.inversion import Inversion, invert
 from condiff.sampling.joint import JointSolver
-from condiff.sampling.late import Likeness, Tail, likeness, teleport
+from condiff.sampling.late import Likeness, Tail, likeness, start_index, teleport
 from condiff.sampling.likelihood import Likelihood, log_likelihood
 from condiff.sampling.loop import Hook, Run, Step, sample, trajectory
 from condiff.sampling.measure_statistics import measure_statistics
@@ -108,6 +108,7 @@ __all__ = [
     "resolution_shift",
     "sample",
     "sde_log_likelihood",
+    "start_index",
     "teleport",
     "trajectory",
 ]

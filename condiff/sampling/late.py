@@ -179,28 +179,52 @@ def teleport(
         >>> law = condiff.data.principal_law(data)
         >>> x = teleport(model, law, solver=Heun(), grid=Karras(), steps=18, num=16, seed=0)
     """
-    _check(denoiser, law, solver, force)
+    times = as_grid(grid, steps, denoiser.process)
+    device = options.get("device") or _device(denoiser)
+    cond = as_conditions(cond, getattr(denoiser, "kinds", None), device)
     if sigma is not None:
         skip = None if skip == "auto" else skip
+    index = start_index(
+        denoiser, law, times, solver=solver, skip=skip, sigma=sigma, cond=cond, least=least, force=force, device=device
+    )
+    options["shape"] = (law if isinstance(law, PrincipalLaw) else law[0]).shape
+    prior = _prior(law, cond, float(times[0]))
+    return sample(denoiser, solver=solver, grid=times[index:], prior=prior, cond=cond, **options)
+
+
+def start_index(
+    denoiser: Denoises,
+    law: Laws,
+    times: Tensor,
+    *,
+    solver: Solver,
+    skip: int | str | None = "auto",
+    sigma: float | None = None,
+    cond: Mapping[str, Any] | Conditions | None = None,
+    least: float = 0.999,
+    force: bool = False,
+    device: Any = "cpu",
+) -> int:
+    """The index of the grid ``times`` at which :func:`teleport` starts, after all its checks; its arguments.
+
+    Raises:
+        BadValue, Incompatible: as :func:`teleport`.
+    """
+    _check(denoiser, law, solver, force)
     if (skip is None) == (sigma is None):
         raise BadValue("say where to start with either skip= or sigma=")
     if isinstance(skip, str) and skip != "auto":
         raise BadValue(f"skip is a number of steps or 'auto', got {skip!r}")
-    times = as_grid(grid, steps, denoiser.process)
     if times.ndim != 1 or not bool((times[1:] < times[:-1]).all()):
         raise BadValue("teleportation needs a grid of common times that fall")
-    device = options.get("device") or _device(denoiser)
     cond = as_conditions(cond, getattr(denoiser, "kinds", None), device)
     probe = _Probe(denoiser, law, times, cond, device)
-    if skip == "auto":
-        index = probe.latest(least)
-    else:
-        index = first_index(denoiser.process, times, skip, sigma)
-        if index and not force:
-            probe.check(index, least)
-    prior = _prior(law, cond, float(times[0]))
-    options["shape"] = probe.shape
-    return sample(denoiser, solver=solver, grid=times[index:], prior=prior, cond=cond, **options)
+    if isinstance(skip, str):
+        return probe.latest(least)
+    index = first_index(denoiser.process, times, skip, sigma)
+    if index and not force:
+        probe.check(index, least)
+    return index
 
 
 def _check(denoiser: Denoises, law: Laws, solver: Solver, force: bool) -> None:
