@@ -1,8 +1,8 @@
 """Derivatives of what a denoiser says: along the state and the time, and divergences. Guided denoisers included.
 
 * :func:`jvp`: the directional derivative of one quantity, ``J_x dx + J_t dt``, in forward mode: one evaluation
-  that costs two to three times as much as a plain one (more for small batches), without a graph. For networks that know whole-numbered times only, the part along t is a difference
-  quotient between neighbouring levels.
+  that costs two to three times as much as a plain one (more for small batches), without a graph. For networks that
+  know whole-numbered times only, the part along t is a difference quotient between neighbouring levels.
 * :func:`divergence`: ``tr J_x``, exact (one backward pass per dimension) or Hutchinson's estimate ``e . J e`` with
   E[e e^T] = 1 (one per probe).
 
