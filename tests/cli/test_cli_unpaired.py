@@ -86,7 +86,7 @@ def test_sources_of_ones_own(capsys, trained, tmp_path):
 
 def test_pictures_and_evaluation(capsys, tmp_path):
     rng = np.random.default_rng(0)
-    for name in ("day", "night"):
+    for name in ("day", "night", "new_day", "new_night"):
         (tmp_path / name).mkdir()
         for i in range(12):
             Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
@@ -95,8 +95,9 @@ def test_pictures_and_evaluation(capsys, tmp_path):
     said = run(capsys, *argv).out
     assert "day-to-night/train: 11 samples" in said and "from day/train: 11 samples" in said
     assert (tmp_path / "run" / "samples.png").is_file()
-    against = ["--against", tmp_path / "day", "--against", tmp_path / "night"]
-    run(capsys, "evaluate", tmp_path / "run", *against)
+    against = ["--against", tmp_path / "new_day", "--against", tmp_path / "new_night"]
+    scores = json.loads(run(capsys, "evaluate", tmp_path / "run", *against, "--json").out)
+    assert scores["samples"] == 12 and "psnr" not in scores
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ RAMPS = ("decreased", "increased", "average")
 PATHS = [
     Interpolant(path, gamma, scale)
     for path, gamma, scale in itertools.product(
-        ("linear", "trig", "encdec", "mirror"), ("brownian", "zero", "bsquared", "sinesquared"), (0.7, 1.6)
+        ("linear", "trig", "encdec", "mirror"), ("brownian", "zero", "bsquared", "sinesquared", "sigmoid"), (0.7, 1.6)
     )
     if not (path == "trig" and gamma == "sinesquared" and scale >= 1.0)
     and not (path in ("encdec", "mirror") and gamma == "zero")

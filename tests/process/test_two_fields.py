@@ -10,7 +10,7 @@ from condiff.errors import BadType, BadValue, Degenerate, Incompatible
 from condiff.process import Bridge, Interpolant, Prediction, Ramps, Residual
 from condiff.process.prediction import row
 
-KINDS = ("x0", "noise", "velocity", "v", "score", "residual")
+KINDS = ("x0", "noise", "velocity", "v", "score", "residual", "mean_velocity")
 
 
 def _independent(process, level, kinds):
