@@ -11,7 +11,7 @@ from condiff.conditions import Label
 from condiff.config import from_config, to_config
 from condiff.denoiser import Denoiser, EDMPrecondition, Plain
 from condiff.errors import BadType, BadValue, Incompatible
-from condiff.methods import pfgmpp
+from condiff.methods import pfgmpp, settings
 from condiff.methods.experiment import Facts
 from condiff.model_files import load_weights, save_model
 from condiff.networks import DiTConfig, MLPConfig
@@ -114,7 +114,7 @@ def test_the_denoiser_converges_to_edms_at_first_order_in_one_over_df():
 
 @pytest.mark.parametrize("df", [1.0, 4.0, 50.0])
 def test_the_velocity_carries_the_marginal(df):
-    """``d log p / d sigma + div u + u . grad log p = 0`` for u = (x - E[x0 | x]) / sigma; the score is not -noise / s."""
+    """``d log p / d sigma + div u + u . grad log p = 0``, u = (x - E[x0 | x]) / sigma; the score is not -noise / s."""
     process = law(df)
     oracle = oracles.empirical(process, POINTS, weights=WEIGHTS)
     x = (0.6 * torch.randn(20, 2, dtype=F64)).requires_grad_()
@@ -438,3 +438,36 @@ def test_a_given_start_is_used_as_it_is():
     x = torch.randn(3, 2, dtype=F64)
     (first, *_) = trajectory(oracles.empirical(process, y), Given(x).value, solver=Heun(), grid=GRID, steps=2)
     assert torch.equal(first.x_t, x)
+
+
+@pytest.mark.parametrize(("setting", "df"), [("64", 64.0), ("Infinity", math.inf)])
+def test_df_is_a_setting_of_the_command_line(setting, df):
+    chosen = settings.apply(pfgmpp.recipe(Facts((3,))), settings.parse([f"process.noise_law.df={setting}"]))
+    assert chosen.process.noise_law == StudentT(df)
+    with pytest.raises(BadValue, match="df > 0"):
+        settings.apply(chosen, settings.parse(["process.noise_law.df=-1"]))
+
+
+# Real use: the sigmas of diffusers' EDM scheduler with an initial state of one's own
+
+
+@pytest.mark.parametrize("df", [4.0, 128.0])
+def test_diffusers_edm_scheduler_steps_a_students_t_start(df):
+    """Its Euler steps from our prior are DDIM's on the same grid: the sigmas, not its init_noise_sigma, are reused."""
+    import diffusers
+
+    scheduler = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, rho=7.0)
+    scheduler.set_timesteps(12)
+    process = law(df)
+    grid = Karras(sigma_min=0.002, sigma_max=80.0)
+    torch.testing.assert_close(scheduler.sigmas.double(), grid.sigmas(process, 12), rtol=1e-5, atol=0)
+    oracle = oracles.empirical(process, POINTS, weights=WEIGHTS)
+    start = process.prior().sample(process.at(1.0), (6, 2), as_source(0))
+    x = start
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        x0 = oracle(x, time_of(process, min(float(sigma), 80.0))).x0
+        skip = 0.25 / (sigma**2 + 0.25)  # the scheduler undoes the network's scalings
+        out = sigma * 0.5 / (sigma**2 + 0.25).sqrt()
+        x = scheduler.step((x0 - skip * x) / out, t, x).prev_sample
+    want = sample(oracle, solver=DDIM(), grid=grid, steps=12, initial=start)
+    torch.testing.assert_close(x, want, rtol=1e-3, atol=1e-3)
