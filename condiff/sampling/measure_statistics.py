@@ -43,15 +43,15 @@ def measure_statistics(
     guided models and models of latents) those that a sampler visits: DDIM from the prior along the nodes. With x and
     z fixed, ``J = d E[z] / dx`` and a sign v per element::
 
-        l = mean of noise v (J v)            l' = its central difference
+        l = mean of noise v (J v)
         s = cov(f, f') / var(f),  b = mean f' - s mean f            f' = df / dlam along the ODE
 
     where f doesn't vary (normal data, pure noise) ``s = 0, b = mean f'``. It takes about ``5 (nodes + 1) K``
     evaluations, once.
 
-    The change of E[z] along the ODE is its difference between the neighbouring nodes, a step of the ODE away. Networks
-    are rough in t, from their time features: their derivative at the nodes (``rate="forward"``) says little of what
-    happens between, and s of it is large and of either sign. Of an exact or very smooth model it is sharper.
+    f' is the difference of f between the neighbouring nodes, each a step of the ODE away. Networks are rough in t, from
+    their time features: their derivative at the nodes (``rate="forward"``) says little of what happens between, and s
+    of it is large and of either sign. Of an exact or very smooth model it is sharper.
 
     Args:
         denoiser: the very denoiser that will be sampled: guidance included.
@@ -93,6 +93,8 @@ def measure_statistics(
     lam = torch.linspace(*ends, nodes + 1, dtype=torch.float64)
     levels = process.levels(process.time(2.0 * lam))
     states = _States(denoiser, levels, data, cond, samples, shape, as_source(rng), dtype, rate)
+    if whole_times(denoiser, states.x[:batch].to(_device(denoiser, states.x)), levels[0], cond.rows(slice(0, batch))):
+        states.rate = "forward"  # nodes may lie closer than the levels that it tells apart
     begin = getattr(denoiser, "start", None)
     if begin is not None:
         begin()
@@ -154,17 +156,28 @@ class _States:
             self.x = ratio * self.x + float(s.noise - ratio * t.noise) * noise
 
 
+class _Change(NamedTuple):
+    """The change of f along the ODE, ``f' = rest - (l_after after - l_before before) / gap``, for the l of the nodes
+    around, which is known when all are measured; gap is their distance."""
+
+    rest: Tensor
+    after: Tensor
+    before: Tensor
+
+
 class _Moments(NamedTuple):
-    """What one node leaves: ``f' = rest - l' y``, linear in l', which is known when all nodes are."""
+    """What one node leaves: of f, and of the parts of its change with their covariance with f."""
 
     l: Tensor  # noqa: E741
     constant: Tensor  # bool: f doesn't vary
-    var: Tensor  # of f
-    mean: Tensor  # of f
-    rest: Tensor  # mean of ``f' + l' y``
-    y: Tensor  # mean
-    cov_rest: Tensor  # with f
-    cov_y: Tensor  # with f
+    var: Tensor
+    mean: Tensor
+    rest: Tensor
+    after: Tensor
+    before: Tensor
+    cov_rest: Tensor
+    cov_after: Tensor
+    cov_before: Tensor
 
 
 @torch.no_grad()
@@ -172,40 +185,50 @@ def _measure(denoiser: Denoises, states: _States, j: int, batch: int) -> _Moment
     states.go(j)
     rows = range(0, states.count, batch)
     parts = [_evaluate(denoiser, states, j, slice(i, min(i + batch, states.count))) for i in rows]
-    noise, diagonal, rate = (torch.cat(p) for p in zip(*parts, strict=True))
-    found = _moments(states.x, noise, diagonal, rate, states.levels[j])
+    noise, diagonal, *change = (torch.cat(p) for p in zip(*parts, strict=True))
+    found = _moments(states.x, noise, diagonal, _Change(*change), states.levels[j], states.rate == "forward")
     states.leave(j, noise)
     return found
 
 
 def _evaluate(denoiser: Denoises, states: _States, j: int, rows: slice) -> tuple[Tensor, ...]:
-    """E[z], ``v (J v)``, and ``d E[z] / dlam`` along the ODE."""
+    """E[z], ``v (J v)``, and the three parts of :class:`_Change`, without ``l noise E[z] / data`` at a derivative."""
     level, cond, device = states.levels[j], states.cond.rows(rows), _device(denoiser, states.x)
     x, v = states.x[rows].to(device), states.probes[rows].to(device)
     noise, along = jvp(denoiser, x, level, cond, kind="noise", dx=v)
     ratio = float(level.d_data / level.data)
     lam_rate = ratio - float(level.d_noise / level.noise)  # d lam / dt
-    velocity = ratio * x + float(level.d_noise - ratio * level.noise) * noise
-    dx, whole = velocity / lam_rate, whole_times(denoiser, x, level, cond)
-    if states.rate == "difference" and not whole:
-        rate = _difference(denoiser, states.levels, j, x, noise, dx, cond)
+    dx = (ratio * x + float(level.d_noise - ratio * level.noise) * noise) / lam_rate
+    if states.rate == "difference":
+        change = _difference(denoiser, states.levels, j, x, noise, cond)
     else:
-        dt, between = _clock(denoiser, level) if whole else (1.0 / lam_rate, None)
+        dt, between = 1.0 / lam_rate, None
+        if whole_times(denoiser, x, level, cond):
+            dt, between = _clock(denoiser, level)
         rate = jvp(denoiser, x, level, cond, kind="noise", dx=dx, dt=dt, between=between).derivative
-    return tuple(out.to(states.x.device) for out in (noise, v * along, rate))
+        y = x.double() / float(level.data)
+        change = _Change(float(level.noise / level.data) * (rate.double() - noise.double()), y, y)
+    return tuple(out.to(states.x.device) for out in (noise, v * along, *change))
 
 
 def _difference(
-    denoiser: Denoises, levels: Sequence[Level], j: int, x: Tensor, noise: Tensor, dx: Tensor, cond: Conditions
-) -> Tensor:
-    """The change of E[z] between the neighbouring nodes, each a step along ``dx / dlam`` away; one-sided at an end."""
-    here = 0.5 * float(levels[j].log_snr)
-    ends = []
-    for level in (levels[max(j - 1, 0)], levels[min(j + 1, len(levels) - 1)]):
-        h = 0.5 * float(level.log_snr) - here
-        ends.append((h, denoiser(x + h * dx, level, cond).noise if h else noise))
-    (h0, before), (h1, after) = ends
-    return (after - before) / (h1 - h0)
+    denoiser: Denoises, levels: Sequence[Level], j: int, x: Tensor, noise: Tensor, cond: Conditions
+) -> _Change:
+    """Between the neighbouring nodes, each a step along the ODE away; one-sided at an end.
+
+    f itself is differenced, not E[z]: where the linear part is nearly all, what is left of it would drown in the error
+    of its own difference.
+    """
+    here, found = levels[j], []
+    y = x.double() / float(here.data)
+    a = float(here.noise / here.data) * noise.double()
+    for level in (levels[min(j + 1, len(levels) - 1)], levels[max(j - 1, 0)]):
+        h = 0.5 * float(level.log_snr - here.log_snr)
+        to = y - h * a  # dy / dlam = -a
+        there = denoiser((float(level.data) * to).to(x), level, cond).noise.double() if h else noise.double()
+        found.append((h, to, float(level.noise / level.data) * there))
+    (h1, after, a1), (h0, before, a0) = found
+    return _Change((a1 - a0) / (h1 - h0), after, before)
 
 
 def _clock(denoiser: Denoises, level: Level) -> tuple[float, tuple[float, float]]:
@@ -215,35 +238,30 @@ def _clock(denoiser: Denoises, level: Level) -> tuple[float, tuple[float, float]
     return (high - low) / rise, (low, high)
 
 
-def _moments(x: Tensor, noise: Tensor, diagonal: Tensor, rate: Tensor, level: Level) -> _Moments:
+def _moments(x: Tensor, noise: Tensor, diagonal: Tensor, change: _Change, level: Level, exact: bool) -> _Moments:
     precision = torch.finfo(noise.dtype).eps
-    x, noise, rate = x.double(), noise.double(), rate.double()
-    ratio = float(level.noise / level.data)
     l = float(level.noise) * diagonal.double().mean(0)  # noqa: E741
-    y, a = x / float(level.data), ratio * noise
+    y, a = x.double() / float(level.data), float(level.noise / level.data) * noise.double()
     f = a - l * y
-    rest = (l - 1.0) * a + ratio * rate
+    parts = (change.rest + l * a if exact else change.rest, change.after, change.before)
     mean, centred = f.mean(0), f - f.mean(0)
     var, power = centred.square().mean(0), f.square().mean(0)
     # Where f is constant, or nothing but the round-off of a - l y, its variance says nothing.
     floor = (1e3 * precision) ** 2 * (a.square() + (l * y).square()).mean(0)
     constant = (var <= 1e-10 * power) | (var <= floor)
-    return _Moments(l, constant, var, mean, rest.mean(0), y.mean(0), (centred * rest).mean(0), (centred * y).mean(0))
+    covariances = ((centred * part).mean(0) for part in parts)
+    return _Moments(l, constant, var, mean, *(part.mean(0) for part in parts), *covariances)
 
 
 def _tables(moments: Sequence[_Moments], h: float) -> dict[str, Tensor]:
     m = _Moments(*(torch.stack(column) for column in zip(*moments, strict=True)))
-    slope = differences(m.l, h)
-    s = (m.cov_rest - slope * m.cov_y) / torch.where(m.constant, 1.0, m.var)
-    s = torch.where(m.constant, 0.0, s)
-    b = m.rest - slope * m.y - s * m.mean
-    return {"l": m.l.cpu(), "s": s.cpu(), "b": b.cpu()}
-
-
-def differences(table: Tensor, h: float) -> Tensor:
-    """Central differences along the first dimension, one-sided at the ends."""
-    inside = (table[2:] - table[:-2]) / (2.0 * h)
-    return torch.cat([(table[1:2] - table[:1]) / h, inside, (table[-1:] - table[-2:-1]) / h])
+    index = torch.arange(len(m.l), device=m.l.device)
+    up, down = (index + 1).clamp(max=len(m.l) - 1), (index - 1).clamp(min=0)
+    gap = (h * (up - down)).reshape(-1, *(1,) * (m.l.ndim - 1))
+    mean = m.rest - (m.l[up] * m.after - m.l[down] * m.before) / gap
+    cov = m.cov_rest - (m.l[up] * m.cov_after - m.l[down] * m.cov_before) / gap
+    s = torch.where(m.constant, 0.0, cov / torch.where(m.constant, 1.0, m.var))
+    return {"l": m.l.cpu(), "s": s.cpu(), "b": (mean - s * m.mean).cpu()}
 
 
 def _count(data: Tensor | None, cond: Conditions, samples: int | None) -> int:

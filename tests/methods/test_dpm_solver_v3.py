@@ -22,7 +22,7 @@ from condiff.sampling import (
     sample,
     trajectory,
 )
-from condiff.sampling.measure_statistics import _evaluate, _moments, _States
+from condiff.sampling.measure_statistics import _Change, _evaluate, _moments, _States
 
 VP = Gaussian(VPLinear())
 MEANS = [[-1.0, 0.5, 0.2, 0.0], [1.0, -0.2, 0.1, 0.5], [0.3, 1.2, -1.0, -0.5]]
@@ -139,13 +139,15 @@ def test_the_rate_of_f_is_that_along_the_path(lam, guided):
     given = as_conditions(cond if guided else None, MIXTURE.kinds, "cpu")
     states = _States(inner, [level], None, given, 3, None, as_source(0), torch.float64, "forward")
     states.x = X[:3]
-    noise, _, rate = _evaluate(inner, states, 0, slice(0, 3))
+    noise, _, *change = _evaluate(inner, states, 0, slice(0, 3))
     l = l_at(lam)  # noqa: E741
+    slope = -l * (1.0 - l)  # dl / dlam
     for i in range(3):  # of one state, means are values
-        found = _moments(X[i : i + 1], noise[i : i + 1], (l / level.noise)[None], rate[i : i + 1], level)
-        slope = -l * (1.0 - l)  # dl / dlam
-        torch.testing.assert_close(found.rest - slope * found.y, expected[i], rtol=0, atol=2e-5)
-        assert float((slope * found.y).abs().max()) > 1e-3
+        row = slice(i, i + 1)
+        change_i = _Change(*(part[row] for part in change))
+        found = _moments(X[row], noise[row], (l / level.noise)[None], change_i, level, True)
+        torch.testing.assert_close(found.rest - slope * found.after, expected[i], rtol=0, atol=2e-5)
+        assert float((slope * found.after).abs().max()) > 1e-3
 
 
 @pytest.fixture(scope="module")
