@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ def _droppable(facts: Facts) -> bool:
 # The reproduction
 
 
-def moons(n: int, rng: object) -> Tensor:
+def moons(n: int, rng: Any) -> Tensor:
     """Two half circles that reach into each other, (n, 2), standardised, with a little noise."""
     rng = as_source(rng)
     angle, upper = math.pi * rng.uniform((n,)), rng.bernoulli(0.5, (n,))
@@ -111,7 +112,7 @@ def moons(n: int, rng: object) -> Tensor:
     return points.float()
 
 
-def checkerboard(n: int, rng: object) -> Tensor:
+def checkerboard(n: int, rng: Any) -> Tensor:
     """The eight black squares of a 4 x 4 board on [-2, 2]^2, (n, 2)."""
     rng = as_source(rng)
     column, row = rng.integers(4, (n,)), rng.integers(2, (n,))
