@@ -88,7 +88,7 @@ class Huber(Distance):
 
 @dataclass(frozen=True)
 class Inner(Distance):
-    """``said^2 / 2 - said true``, half the square without ``true^2 / 2`` (Albergo 2023, eq. 2.13 on).
+    """``said^2 / 2 - said true``, half the square without ``true^2 / 2`` (Albergo 2023).
 
     The same gradients and minimiser as half of ``"l2"``, and a smaller variance of the value where the truth is large,
     as the velocity of an interpolant near its ends. Values are negative when all is well.
