@@ -28,7 +28,8 @@ class Memory:
     Args:
         log_prob: (B, M), relative to the first state; None before the first step.
         weights: the last kappa, (B, M).
-        divergences: of the scores at the last state, (B, M), on an ODE.
+        parts: the predictions of the models at the start of this step.
+        divergences: of their scores, (B, M), on an ODE.
         probes: of this step, for Hutchinson.
         waiting: a trajectory has begun and its loop hasn't asked the hook yet.
         ode: the solver adds no noise.
@@ -38,6 +39,7 @@ class Memory:
 
     log_prob: Tensor | None = None
     weights: Tensor | None = None
+    parts: list[Prediction] | None = None
     divergences: Tensor | None = None
     probes: Tensor | None = None
     waiting: bool = False
@@ -81,6 +83,7 @@ class Keeper(Hook):
 
     def before(self, x: Tensor, run: Run) -> Tensor:
         owner, memory = self.owner, self.memory
+        memory.parts = None
         if memory.ode:
             if owner.divergence == "hutchinson":
                 memory.probes = draw_probes(owner.probes, "rademacher", x, run.rng)
@@ -92,7 +95,7 @@ class Keeper(Hook):
         owner, memory = self.owner, self.memory
         if owner.mode != "and" or memory.ode or not adds_noise(run.s, run):
             return noise
-        found = gains(prediction.aux["parts"], run.s, owner.spread)
+        found = gains(self._parts(noise), run.s, owner.spread)
         wide = match(std, noise) if isinstance(std, Tensor) else std
         free = None if run.held is None else ~run.held.expand(noise.shape).flatten(1)
         change, c = found.levelled(mean + wide * noise, memory.lift.to(noise.device), free)  # type: ignore[union-attr]
@@ -113,10 +116,18 @@ class Keeper(Hook):
             memory.log_prob = torch.zeros(len(step.x_s), owner.count, dtype=torch.float64, device=step.x_s.device)
         pure = not isinstance(step.t.data, Tensor) and step.t.data == 0.0  # where all scores are the same
         if adds_noise(step.s, run) and not (memory.ode and pure):
-            parts = step.prediction.aux["parts"]  # type: ignore[union-attr]
-            found = gains(parts, step.s, owner.spread, memory.divergences, run.solver.relative_noise or 0.0)
+            found = gains(
+                self._parts(step.x_s), step.s, owner.spread, memory.divergences, run.solver.relative_noise or 0.0
+            )
             memory.log_prob = memory.log_prob + found.at(step.x_s)
         return step.x_s
+
+    def _parts(self, x: Tensor) -> list[Prediction]:
+        """What the models said at the start of the step (not of a blend that the superposition may be part of)."""
+        parts = self.memory.parts
+        if parts is None or len(parts[0].x_t) != len(x):
+            raise Incompatible(f"{self.owner!r} was asked for other rows than those sampled: wrap the models inside it")
+        return parts
 
 
 def with_divergence(

@@ -106,6 +106,8 @@ class Superpose(Guided):
         shapes = {m.shape for m in models if m.shape is not None}
         if len(shapes) > 1:
             raise Incompatible(f"the models' samples differ in shape: {sorted(shapes)}")
+        if self.mode == "and" and always(self.scale, 0.0):
+            raise BadValue("mode='and' steers by the models, which scale=0 leaves out")
         self._check_reference()
         self._check_numbers()
 
@@ -181,7 +183,8 @@ class Superpose(Guided):
         scale = strength(self.scale, level, x_t)
         parts, reference, divergences = self._evaluate(x_t, level, cond, not always(scale, 1.0))
         kappa = self._kappa(parts, reference, divergences, scale)
-        self._memory.weights, self._memory.divergences = kappa, divergences
+        if self._memory.parts is None:  # a solver may evaluate more than once in a step
+            self._memory.parts, self._memory.weights, self._memory.divergences = parts, kappa, divergences
         weights: list[Weight] = [_by(scale, k) for k in kappa.unbind(1)]
         if reference is None:
             out = mix(parts, weights)

@@ -5,7 +5,7 @@ import torch
 
 from condiff.conditions import Condition, Conditions
 from condiff.errors import BadValue, Incompatible
-from condiff.guidance import Energy, Free, Superpose
+from condiff.guidance import Blend, Energy, Free, Superpose
 from condiff.process import EDM, Cosine, Gaussian, Prediction, Rectified, Retimed, StudentT, VPLinear
 from condiff.process.oracles import empirical, gaussian, mixture
 from condiff.random import Tape
@@ -379,10 +379,11 @@ def test_refusals():
             grid=Uniform(start=0.9),
             seed=0,
         )
-    either = Superpose(labelled(VP), [{"label": [0]}, {"label": [1]}], mode="or")
     options = {"solver": SDE(), "steps": 60, "grid": Uniform(start=0.9)}
-    with pytest.raises(Incompatible, match="wrap the models inside"):
-        sample(Free(either, 2.0), cond={"label": [0]}, **options)
+    for mode in ("or", "and"):
+        inside = Superpose(labelled(VP), [{"label": [0]}, {"label": [1]}], mode=mode)
+        with pytest.raises(Incompatible, match="wrap the models inside"):
+            sample(Free(inside, 2.0), cond={"label": [0]}, **options)
     with pytest.raises(Incompatible, match="different processes"):
         Superpose([a, pair(VE)[1]])
     with pytest.raises(Incompatible, match="differ in shape"):
@@ -405,6 +406,7 @@ def test_refusals():
         ({"mode": "or", "log_weights": (1.0,)}, "2 finite numbers"),
         ({"mode": "or", "log_weights": (float("inf"), 0.0)}, "2 finite numbers"),
         ({"mode": "or", "lift": (0.0, 1.0)}, "belongs to mode='and'"),
+        ({"scale": 0.0}, "leaves out"),
         ({"spread": -1.0}, "spread must be >= 0"),
         ({"divergence": "exactly"}, "unknown divergence"),
     ):
@@ -422,3 +424,19 @@ def test_an_energy_on_top_keeps_the_hook():
     with torch.no_grad():
         list(paths(guided, SDE()))
     assert float((both.log_prob[:, 0] - both.log_prob[:, 1]).abs().max()) < 1e-12
+
+
+def test_inside_a_blend_it_keeps_its_own_densities():
+    both, model = Superpose(pair(VP), mode="and"), labelled(VP)
+    for _ in paths(Blend([both, model], [0.7, 0.3]), SDE()):
+        assert float((both.log_prob[:, 0] - both.log_prob[:, 1]).abs().max()) < 1e-12
+    assert float(both.log_prob.abs().max()) > 0.1
+
+
+def test_ode_rules_that_evaluate_twice_count_the_step_once():
+    both = Superpose(pair(VP), mode="or", divergence="exact")
+    first = last = None
+    for step in paths(both, Heun(), steps=200):
+        first, last = first or step, step
+    gap = [m.log_prob(last.x_s, last.s) - m.log_prob(first.x_t, first.t) for m in pair(VP)]
+    assert float((both.log_prob - torch.stack(gap, 1)).abs().mean()) < 0.2
