@@ -12,7 +12,9 @@ author = "the condiff authors"
 copyright = "2026, the condiff authors"
 version = release = condiff.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "condiff_docs"]
+extensions = [
+    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "condiff_docs", "compositions",
+]
 html_theme = "furo"
 html_title = "condiff"
 html_static_path = ["_static"]

@@ -9,6 +9,7 @@ says why. ``composition.json`` holds the outcome of all pairs, :func:`table` mak
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -81,14 +82,18 @@ def outcome(**chosen: str) -> Outcome:
             raise AssertionError(f"{case}: {error}") from error
         except CondiffError as error:
             why = str(error)
-    return Outcome("refused", _sentence(why, axes.PROCESSES[case["process"]]()))
+    return Outcome("refused", _sentence(why, case))
 
 
-def _sentence(text: str, process: Any) -> str:
-    """What is said before advice follows, with the process by its class."""
+def _sentence(text: str, case: Mapping[str, str]) -> str:
+    """What is said before advice follows, with the process and the solver by their names in the table."""
+    process = axes.PROCESSES[case["process"]]()
     parts = [process, *process.processes.values()] if isinstance(process, Joint) else [process]
     for part in parts:
-        text = text.replace(repr(part), type(part).__name__)
+        text = text.replace(repr(part), "this process")
+    with contextlib.suppress(CondiffError):
+        solver = axes.SOLVERS[case["solver"]](Told(process, case["target"]))
+        text = text.replace(repr(solver), case["solver"])
     return text.split(". ")[0].split("; ")[0].strip()
 
 
@@ -186,3 +191,12 @@ def _joint(case: Mapping[str, str], process: Joint, cond: Conditions, ends: tupl
     )  # fmt: skip
     laws = {name: GaussianLaw(part.double().mean(0), part.double().mT.cov()) for name, part in x.items()}
     return _close(max(laws[name].distance(twins.parts[name].law(process[name].at(ends[1]), cond)) for name in x), case)
+
+
+def main() -> None:
+    """Print the table as JSON: ``python -m condiff.methods.composition > condiff/methods/composition.json``."""
+    print(json.dumps({f"{a} x {b}": table(a, b) for a, b in PAIRS}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
