@@ -48,9 +48,7 @@ class EitherEnd:
             raise unknown("condition", self.frames, cond)
         both = cond[self.frames].value
         if both.ndim < 3 or both.shape[1] != 2:
-            raise BadValue(
-                f"{self.frames!r} must hold two frames a row, (B, 2, ...), got {tuple(both.shape)}"
-            )
+            raise BadValue(f"{self.frames!r} must hold two frames a row, (B, 2, ...), got {tuple(both.shape)}")
         rows, device = both.shape[0], both.device
         if training:
             second = as_source(rng).bernoulli(0.5, (rows,), device)
