@@ -55,7 +55,7 @@ def reproduce(budget: str = "small") -> Reproduction:
         for sigma in STARTS:
             name = f"sigma {sigma:g}"
             drawn[name] = teleport(model, laws, steps=18, sigma=sigma, force=True, **options)
-            kept = sum(level.noise <= sigma for level in model.process.levels(GRID.times(model.process, 18))) - 1
+            kept = sum(float(level.noise) <= sigma for level in model.process.levels(GRID.times(model.process, 18))) - 1
             evaluations[name] = 2 * kept - 1
         for name, x in drawn.items():
             rms.setdefault(name, []).append(float((x - exact).square().mean().sqrt()))

@@ -123,8 +123,8 @@ class PrincipalLaw:
         """The law on another device."""
         if self.mean.device == torch.device(device):
             return self
-        moved = (v.to(device) for v in (self.mean, self.basis, self.variances))
-        return PrincipalLaw(*moved, self.residual, self.low, self.high, self.count)
+        mean, basis, variances = (v.to(device) for v in (self.mean, self.basis, self.variances))
+        return PrincipalLaw(mean, basis, variances, self.residual, self.low, self.high, self.count)
 
     # The path
 
@@ -216,8 +216,10 @@ class PrincipalLaw:
         tensors, notes = read_tensors(path)
         if notes.get("kind") != _MARK:
             raise BadFile(f"{path} doesn't hold a mean and principal components: write it with `condiff statistics`")
-        facts = {k: kind(notes[k]) for k, kind in (("low", float), ("high", float), ("count", int)) if k in notes}
-        return cls(tensors["mean"], tensors["basis"], tensors["variances"], float(notes["residual"]), **facts)
+        low, high = (float(notes[k]) if k in notes else None for k in ("low", "high"))
+        count = int(notes["count"]) if "count" in notes else None
+        residual = float(notes["residual"])
+        return cls(tensors["mean"], tensors["basis"], tensors["variances"], residual, low, high, count)
 
     def __repr__(self) -> str:
         return f"PrincipalLaw(shape={self.shape}, rank={self.rank}, std={self.std:.4g}, count={self.count})"

@@ -21,7 +21,7 @@ from condiff.process.oracles import low_rank
 from condiff.process.principal_law import check_path
 from condiff.random import as_source
 from condiff.sampling.grid import Grid, Uniform
-from condiff.sampling.loop import as_grid, sample
+from condiff.sampling.loop import _device, as_grid, sample
 from condiff.sampling.solver import Solver
 from condiff.typing import Float, Tensor
 
@@ -119,7 +119,8 @@ def likeness(
     laws = [law] if isinstance(law, PrincipalLaw) else list(law)
     std = sum(one.std for one in laws) / len(laws)
     explained = 1.0 - float(away.square().sum() / said.square().sum())
-    return Likeness(explained, float(away.square().mean().sqrt()) * level.noise / (level.data * std))
+    ratio = float(level.noise / level.data)
+    return Likeness(explained, float(away.square().mean().sqrt()) * ratio / std)
 
 
 def _noise(start: Teleport, process: Process, x: Tensor, level: Level) -> Tensor:
@@ -244,12 +245,6 @@ def _check(denoiser: Denoises, law: Laws, solver: Solver, force: bool) -> None:
     shapes = {one.shape for one in ([law] if isinstance(law, PrincipalLaw) else law)}
     if denoiser.shape is not None and shapes != {tuple(denoiser.shape)}:
         raise BadValue(f"statistics of samples {shapes} don't fit a model of samples {tuple(denoiser.shape)}")
-
-
-def _device(denoiser: Any) -> torch.device:
-    parameters = getattr(denoiser, "parameters", None)
-    first = next(iter(parameters()), None) if callable(parameters) else None
-    return first.device if first is not None else torch.device("cpu")
 
 
 class _Probe:
