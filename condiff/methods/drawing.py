@@ -190,7 +190,9 @@ def draw_samples(
         x, calls = _batch(guided, sampler, times, rows, seed, cond, device, recipe.objective.transform)
         parts.append(x.cpu())
         nfe = calls
-    names = [data.classes[i] for i in labels.tolist()] if labels is not None else together and [together] * num
+    names = None if together is None else [together] * num
+    if labels is not None:
+        names = [data.classes[i] for i in labels.tolist()]
     kinds = min(len(set(wanted)) or len(data.classes), 20) if labels is not None else 1
     return Drawing(
         x=torch.cat(parts),

@@ -139,6 +139,23 @@ def test_identical_models_share_evenly_and_leave_the_sampler_as_it_is(mode):
     torch.testing.assert_close(last.x_s, plain.x_s, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_model_twice_among_three_changes_nothing(dtype):
+    a, b, _ = triple(VP)
+    ends = []
+    for models in ([a, b], [a, b, b], [a, a, b]):
+        both = Superpose(models, mode="and")
+        x = draws(1, dims=3)[0].to(dtype)
+        grid = Uniform(start=0.9, end=0.02)
+        *_, last = trajectory(both, x, solver=SDE(), grid=grid, steps=60, rng=Tape(draws(60, dims=3)))
+        spread = both.log_prob.amax(1) - both.log_prob.amin(1)
+        assert float(spread.max()) < (1e-11 if dtype == torch.float64 else 1e-3)
+        ends.append(last.x_s)
+    room = 1e-8 if dtype == torch.float64 else 1e-3
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=room)
+    torch.testing.assert_close(ends[2], ends[0], rtol=0, atol=room)
+
+
 def test_and_in_float32_keeps_the_densities_equal_to_rounding():
     both = Superpose(labelled(VP), [{"label": [0]}, {"label": [1]}], mode="and")
     x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))

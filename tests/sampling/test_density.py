@@ -113,6 +113,32 @@ def test_one_step_by_the_formula():
     torch.testing.assert_close(density.log_prob[:, 0], wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("spread", [None, 0.5])
+def test_times_per_row_and_per_frame_add_up(spread):
+    """Rows on times of their own, one with a pause, gain what they gain alone; frames what the whole does."""
+    a, _ = pair(VP)
+    times = torch.stack([torch.linspace(0.9, 0.1, 61), torch.linspace(0.7, 0.2, 61)], 1).double()
+    times[20:, 0] = times[19:-1, 0].clone()
+    x, noise = draw(2), [draw(2) + i for i in range(60)]
+    together = ItoDensity(spread=spread, prior=0.0)
+    list(trajectory(a, x, solver=SDE(), grid=times, rng=Tape(noise), hooks=[together]))
+    for row in (0, 1):
+        alone, tape = ItoDensity(spread=spread, prior=0.0), [z[row : row + 1] for z in noise]
+        if row == 0:
+            del tape[19]
+        list(trajectory(a, x[row : row + 1], solver=SDE(), grid=times[:, row], rng=Tape(tape), hooks=[alone]))
+        torch.testing.assert_close(alone.log_prob, together.log_prob[row : row + 1], rtol=1e-10, atol=1e-10)
+    frames = gaussian(VP, torch.zeros(3, 2), std=0.5)
+    x, noise = torch.randn(2, 4, 3, 2, dtype=torch.float64)
+    found = []
+    for grid in (torch.tensor([0.8, 0.75]).double(), torch.tensor([0.8, 0.75]).double()[:, None, None].expand(2, 4, 3)):
+        with pytest.warns(UserWarning, match="1 steps"):
+            density = ItoDensity(spread=spread, prior=0.0)
+            list(trajectory(frames, x, solver=SDE(), grid=grid, rng=Tape([noise]), hooks=[density]))
+        found.append(density.log_prob)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
+
+
 def test_guided_paths_are_followed_by_the_models_that_are_named():
     """Another drift, the same estimator: classifier-free guidance of scale 3, densities of the conditional model."""
     model = mixture(VP, BLOBS, stds=0.4, labels=[0, 0, 1, 1])
