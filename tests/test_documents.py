@@ -48,6 +48,13 @@ def test_the_entry_of_a_new_method_is_one():
     assert entry.arxiv in entry.bibtex
 
 
+def test_the_readme_lists_every_method():
+    from condiff.methods import ENTRIES
+
+    missing = [e.slug for e in ENTRIES.values() if f"| `{e.slug}` | [{e.arxiv}]" not in text_of("README.md")]
+    assert not missing
+
+
 # Python
 
 

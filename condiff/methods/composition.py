@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def _sentence(text: str, case: Mapping[str, str]) -> str:
     for part in parts:
         text = text.replace(repr(part), "this process")
     with contextlib.suppress(CondiffError):
-        solver = axes.SOLVERS[case["solver"]](Told(process, case["target"]))
+        solver = axes.SOLVERS[case["solver"]](SimpleNamespace(process=process))
         text = text.replace(repr(solver), case["solver"])
     return text.split(". ")[0].split("; ")[0].strip()
 
