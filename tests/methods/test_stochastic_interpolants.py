@@ -188,13 +188,11 @@ def test_going_back_and_forth_by_an_sde_of_a_gaussian_path_is_its_forward_proces
     assert weights.std == pytest.approx(math.sqrt(process.diffusion2(t) * (s.t - t.t)), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("noise", "down", "steps"), [(0.0, True, 50), (0.5, True, 200), (2.0, True, 200), (0.5, False, 200)]
-)
-def test_transport_between_mixtures(noise, down, steps):
+@pytest.mark.parametrize(("noise", "down"), [(0.0, True), (0.5, True), (2.0, True), (0.5, False)])
+def test_transport_between_mixtures(noise, down):
     model, n = between(BROWNIAN, targets=1), 3000
     start, end = (BASE, ONE) if down else (ONE, BASE)
-    grid = torch.linspace(1.0, 0.0, steps + 1, dtype=F64)
+    grid = torch.linspace(1.0, 0.0, 201, dtype=F64)
     x = start.sample(n, rng=0, dtype=F64)
     made = sample(
         model,
