@@ -55,7 +55,7 @@ class Precondition(ABC):
         """The number the network is told; the process's ``network_time``, in [0, 1], unless overridden."""
         return level.network_time
 
-    def check(self, process: Process) -> None:  # noqa: B027: most refuse none
+    def check(self, process: Process) -> None:  # noqa: B027
         """Refuse a process that the scalings make no sense for, with :class:`Incompatible`."""
 
 
