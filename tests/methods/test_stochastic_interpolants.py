@@ -163,7 +163,7 @@ def law_of(process, solver, grid, m, v, initial=None):
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.5, 2.0, lambda level: 4.0 * level.t * (1.0 - level.t)])
 @pytest.mark.parametrize("down", [True, False], ids=["to data", "to source"])
 def test_every_noise_level_has_the_right_law_in_both_directions(noise, down):
-    """First order: twice the steps, half the error, to laws within 1 % at 400 steps."""
+    """First order: twice the steps, half the error, and within 0.05 at 400 steps."""
     m, v = (1.0, -2.0), (0.3, 1.5)
     start, end = ((m[1], v[1]), (m[0], v[0])) if down else ((m[0], v[0]), (m[1], v[1]))
     errors = []
@@ -229,13 +229,14 @@ def test_likelihood_along_the_ode_is_that_of_the_target(process):
 
 @each([BROWNIAN, Interpolant("trig", "bsquared")])
 def test_likelihood_along_the_sde_is_unbiased(process):
-    x = TARGET.sample(40, rng=1, dtype=F64)
+    """Of 200 samples: the spread of their mean is 0.01 nats."""
+    x = TARGET.sample(200, rng=1, dtype=F64)
     found = sde_log_likelihood(
         between(process), x, prior=EndpointLaw(BASE), solver=SDE(0.5, "constant"), steps=200, paths=4, rng=0
     )
     errors = found.log_prob - TARGET.log_prob(x, 0.0)
-    assert abs(float(errors.mean())) < 0.04 and float(errors.abs().mean()) < 0.18
-    assert found.kind == "lower bound" and found.std_error.shape == (40,) and found.nfe == 200
+    assert abs(float(errors.mean())) < 0.02 and float(errors.abs().mean()) < 0.18
+    assert found.kind == "lower bound" and found.std_error.shape == (200,) and found.nfe == 200
 
 
 # 5. One-sided
