@@ -29,6 +29,7 @@ from condiff.sampling import (
     SDE,
     Heun,
     Karras,
+    Record,
     Tail,
     Uniform,
     UniformLogSNR,
@@ -338,6 +339,28 @@ def test_gaussian_trajectories_are_what_the_theory_says():
     emerged = found.emergence()
     assert emerged.tolist() == found.emergence("predicted").tolist()
     assert bool((emerged.diff() <= 0.0).all())  # the outline first
+
+
+def test_the_plane_is_the_best_fit_by_both_ends(kernels):
+    """Each state by least squares on x_T and x_0; and nothing else lies in the plane."""
+    model, one = kernels
+    start, record = 80.0 * normal(3, 64), Record()
+    found = analyse(model, one, start, solver=DDIM(), grid=GRID, steps=10)
+    sample(model, solver=DDIM(), grid=GRID, steps=10, initial=start, hooks=[record])
+    path = torch.stack([start, *record.values], 1)
+    for row, share in zip(path, found.plane.tolist(), strict=True):
+        ends = row[[0, -1]].T
+        fit = ends @ torch.linalg.lstsq(ends, row.T).solution
+        assert share == pytest.approx(1.0 - float((row.T - fit).square().sum() / row.square().sum()), abs=1e-12)
+        assert share < 1.0 - 1e-7
+
+
+def test_every_skipped_step_saves_its_calls(kernels):
+    model, one = kernels
+    for skip in (0, 3, 6):
+        record = Record(lambda step: step.nfe)
+        teleport(model, one, solver=Heun(), grid=GRID, steps=8, skip=skip, num=2, seed=0, force=True, hooks=[record])
+        assert record.values[-1] == 2 * (8 - skip) - 1
 
 
 def test_displacements_grow_as_predicted():
