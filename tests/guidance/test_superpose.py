@@ -22,6 +22,13 @@ def labelled(process):
     return mixture(process, BLOBS, stds=0.4, labels=[0, 0, 1, 1])
 
 
+def uneven(process):
+    """Two classes without a symmetry between them: their scores differ in size and in divergence."""
+    return mixture(
+        process, [[-1.5, 1.5], [1.0, 1.2], [-0.5, -1.5], [1.5, -1.0]], stds=[0.4, 0.7, 0.5, 0.3], labels=[0, 0, 1, 1]
+    )
+
+
 def pair(process):
     return mixture(process, BLOBS[:2], stds=0.4), mixture(process, BLOBS[2:], stds=0.4)
 
@@ -49,7 +56,7 @@ def paths(model, solver, grid=None, num=16, seed=0, steps=60, dims=2, **kwargs):
 @pytest.mark.parametrize("solver", [SDE(), DDPM(), DPMSolverPP(2, noise=1.0)], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("process", [VE, VP, FLOW], ids=lambda p: type(p.schedule).__name__)
 def test_and_keeps_the_densities_equal_at_every_step(process, solver, scale):
-    both = Superpose(labelled(process), [{"label": [0]}, {"label": [1]}], mode="and", scale=scale)
+    both = Superpose(uneven(process), [{"label": [0]}, {"label": [1]}], mode="and", scale=scale)
     worst = 0.0
     for _ in paths(both, solver):
         worst = max(worst, float((both.log_prob[:, 0] - both.log_prob[:, 1]).abs().max()))
@@ -104,7 +111,7 @@ def test_weights_of_and_are_the_closed_form_of_two_models():
 
 def test_the_algorithm_for_stable_diffusion_step_by_step():
     """S1-S4 of the paper's script in sigma, with guidance and a lift, by its own formulas."""
-    model, w, steps, lift = labelled(VE), 7.5, 64, 2.0
+    model, w, steps, lift = uneven(VE), 7.5, 64, 2.0
     both = Superpose(model, [{"label": [0]}, {"label": [1]}], mode="and", scale=w, lift=(0.0, lift))
     noise = draws(steps)
     times = torch.linspace(1.0, 0.05, steps + 1, dtype=torch.float64)
@@ -157,7 +164,7 @@ def test_a_model_twice_among_three_changes_nothing(dtype):
 
 
 def test_and_in_float32_keeps_the_densities_equal_to_rounding():
-    both = Superpose(labelled(VP), [{"label": [0]}, {"label": [1]}], mode="and")
+    both = Superpose(uneven(VP), [{"label": [0]}, {"label": [1]}], mode="and")
     x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
     for _ in trajectory(both, x, solver=SDE(), grid=Uniform(start=0.9, end=0.02), steps=100, rng=0):
         assert both.log_prob.dtype == torch.float64
@@ -220,7 +227,7 @@ def test_or_follows_the_mixture_as_steps_become_small():
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_and_along_an_ode_keeps_the_densities_equal(scale):
-    both = Superpose(labelled(VP), [{"label": [0]}, {"label": [1]}], mode="and", scale=scale, divergence="exact")
+    both = Superpose(uneven(VP), [{"label": [0]}, {"label": [1]}], mode="and", scale=scale, divergence="exact")
     worst = 0.0
     for _ in paths(both, Euler()):
         worst = max(worst, float((both.log_prob[:, 0] - both.log_prob[:, 1]).abs().max()))
@@ -228,7 +235,7 @@ def test_and_along_an_ode_keeps_the_densities_equal(scale):
 
 
 def test_kappa_along_an_ode_is_the_papers():
-    model, w, lift, steps = labelled(VE), 7.5, 1.5, 60
+    model, w, lift, steps = uneven(VE), 7.5, 1.5, 60
     conds = [{"label": torch.full((16,), c)} for c in (0, 1)]
     both = Superpose(model, conds, mode="and", scale=w, divergence="exact", lift=(0.0, lift))
     for step in paths(both, Euler(), steps=steps):
