@@ -236,10 +236,10 @@ class Denoiser(nn.Module):
         """
         network = getattr(self.network, "config", self.network)
         return {
-            "network": _part(network if dataclasses.is_dataclass(network) else self.network),
-            "process": _part(self.process),
+            "network": part_config(network if dataclasses.is_dataclass(network) else self.network),
+            "process": part_config(self.process),
             "target": list(self.targets),
-            "precondition": _part(self.precondition),
+            "precondition": part_config(self.precondition),
             "shape": None if self.shape is None else list(self.shape),
         }
 
@@ -259,12 +259,12 @@ class Denoiser(nn.Module):
         for key in config:
             if key not in names:
                 raise unknown("field of a denoiser", key, names)
-        part = _built("network", config.get("network"), network)
+        part = built_part("network", config.get("network"), network)
         return cls(
             part if isinstance(part, nn.Module) else part.build(),
-            _built("process", config.get("process"), process),
+            built_part("process", config.get("process"), process),
             from_config(config.get("target", "velocity")),
-            _built("precondition", config.get("precondition"), None),
+            built_part("precondition", config.get("precondition"), None),
             config.get("shape"),
         )
 
@@ -272,7 +272,7 @@ class Denoiser(nn.Module):
         return f"process={self.process}, target={self.targets}, precondition={self.precondition}, shape={self.shape}"
 
 
-def _part(value: Any) -> Any:
+def part_config(value: Any) -> Any:
     """A part as JSON-ready data, or a note of the type of one that condiff doesn't publish."""
     if dataclasses.is_dataclass(value):
         try:
@@ -282,7 +282,7 @@ def _part(value: Any) -> Any:
     return {"own": f"{type(value).__module__}.{type(value).__qualname__}"}
 
 
-def _built(name: str, config: Any, given: Any) -> Any:
+def built_part(name: str, config: Any, given: Any) -> Any:
     """A given part, else the one that the configuration describes."""
     if given is not None or config is None:
         return given

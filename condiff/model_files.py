@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from condiff.errors import BadFile, BadType, BadValue, Incompatible, unknown
 from condiff.files import read_metadata, read_tensors, write_json, write_tensors
 from condiff.heads import Heads
 from condiff.process import Process
+from condiff.process.categorical import TokenProcess
+from condiff.token_denoiser import TokenDenoiser
 
 CONFIG = "config.json"
 RAW = "model.safetensors"
@@ -35,7 +37,7 @@ def ema_file(name: str | None = None) -> str:
 
 def describe(part: Any) -> Any:
     """A denoiser's or another part's configuration; of one that condiff doesn't publish, a note of its type."""
-    if isinstance(part, Denoiser | Heads):
+    if isinstance(part, Denoiser | Heads | TokenDenoiser):
         return part.config()
     try:
         return to_config(part)
@@ -88,8 +90,8 @@ def load_model(
     *,
     device: Any = "cpu",
     network: nn.Module | None = None,
-    process: Process | None = None,
-) -> Denoiser | Heads:
+    process: Process | TokenProcess | None = None,
+) -> Denoiser | Heads | TokenDenoiser:
     """The denoiser of a model folder or of a checkpoint, in evaluation mode.
 
     Args:
@@ -107,10 +109,12 @@ def load_model(
     return denoiser.to(device).eval()
 
 
-def _build(config: Mapping[str, Any], network: nn.Module | None, process: Process | None) -> Denoiser | Heads:
-    """The denoiser of a configuration, of one network or of several."""
+def _build(config: Mapping[str, Any], network: nn.Module | None, process: Process | TokenProcess | None) -> Denoiser | Heads | TokenDenoiser:
+    """The denoiser of a configuration, of one network or of several, of tokens where it says ``time_free``."""
+    if "time_free" in config:
+        return TokenDenoiser.from_config(config, network=network, process=cast("TokenProcess | None", process))
     if "heads" not in config:
-        return Denoiser.from_config(config, network=network, process=process)
+        return Denoiser.from_config(config, network=network, process=cast("Process | None", process))
     if network is not None or process is not None:
         raise BadValue("a model of several heads has several networks: build it, then load_weights() into it")
     return Heads.from_config(config)
@@ -148,7 +152,7 @@ def _newest(folder: Path) -> str:
     return f"; the run isn't finished, but there is a checkpoint: {steps[-1]}" if steps else ""
 
 
-def load_weights(denoiser: Denoiser | Heads, path: str | Path) -> dict[str, str]:
+def load_weights(denoiser: Denoiser | Heads | TokenDenoiser, path: str | Path) -> dict[str, str]:
     """Load a weights file into a denoiser; returns what the file says about itself.
 
     Raises:

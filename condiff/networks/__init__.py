@@ -9,6 +9,7 @@ from condiff.networks.hooks import features, read, replace
 from condiff.networks.layout import Layout, layout_of
 from condiff.networks.mlp import MLP, MLPConfig
 from condiff.networks.surgery import Swap, operations, soften
+from condiff.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from condiff.networks.two_sided import TwoSided, TwoSidedConfig
 from condiff.networks.unet import UNet, UNetConfig
 
@@ -24,6 +25,8 @@ __all__ = [
     "Network",
     "Swap",
     "TimeEmbedding",
+    "TokenTransformer",
+    "TokenTransformerConfig",
     "TwoSided",
     "TwoSidedConfig",
     "UNet",

@@ -136,6 +136,28 @@ class TokenProcess(ABC):
             x_t = torch.where((noise >= kept) & (noise < visible), other, x_t)
         return TokenPrediction(x_t, level, tokens=x0)
 
+    def mask_share(
+        self, x0: Tensor, share: float | Tensor, rng: int | torch.Generator | Source | None = None
+    ) -> TokenPrediction:
+        """Each position masked with probability ``share``, whatever the schedule (RADD's lambda-DCE).
+
+        Args:
+            x0: ids (B, L).
+            share: a number or (B,), in [0, 1].
+
+        The level is the one at which this share is masked, the nearest where a schedule doesn't reach it.
+
+        Raises:
+            Incompatible: a process that does more than mask.
+            BadValue: a share outside [0, 1].
+        """
+        masking = self._only_masking(x0, "masking a share")
+        share = torch.as_tensor(share, dtype=torch.float64, device=x0.device).expand(x0.shape[0])
+        if not bool(((share >= 0.0) & (share <= 1.0)).all()):
+            raise BadValue(f"share must lie in [0, 1], got {share.tolist()}")
+        hidden = as_source(rng).uniform(x0.shape, device=x0.device) < self.spread(share, x0)
+        return TokenPrediction(torch.where(hidden, self.mask_id, x0), self.at(masking.time(share)), tokens=x0)
+
     def mask_count(
         self, x0: Tensor, k: int | Tensor, rng: int | torch.Generator | Source | None = None
     ) -> TokenPrediction:
@@ -151,15 +173,19 @@ class TokenProcess(ABC):
             Incompatible: a process that does more than mask.
             BadValue: k outside [0, L].
         """
-        self.check_tokens(x0)
-        if not self.visible_is_clean or self.masking is None:
-            raise Incompatible(f"masking an exact count belongs to Absorbing, not {self}")
+        masking = self._only_masking(x0, "masking an exact count")
         k = torch.as_tensor(k, device=x0.device).expand(x0.shape[0])
         if bool(((k < 0) | (k > x0.shape[1])).any()):
             raise BadValue(f"k must lie in [0, {x0.shape[1]}], got {k.tolist()}")
         rank = as_source(rng).uniform(x0.shape, device=x0.device).argsort(-1).argsort(-1)
-        t = self.masking.time(k.double() / x0.shape[1])
+        t = masking.time(k.double() / x0.shape[1])
         return TokenPrediction(torch.where(rank < k[:, None], self.mask_id, x0), self.at(t), tokens=x0)
+
+    def _only_masking(self, x0: Tensor, what: str) -> Keep:
+        self.check_tokens(x0)
+        if not self.visible_is_clean or self.masking is None:
+            raise Incompatible(f"{what} belongs to Absorbing, not {self}")
+        return self.masking
 
     def check_tokens(self, x0: Tensor) -> None:
         """Refuse what isn't clean tokens (see :meth:`forward`)."""

@@ -10,6 +10,7 @@ from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Inner
 from condiff.training.reconstruction import Reconstruction
 from condiff.training.stable import StableTarget
 from condiff.training.times import DiscreteTimes, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
+from condiff.training.tokens import TokenDenoising
 from condiff.training.trainer import Status, Trainer, train
 from condiff.training.variance import LearnedVariance
 from condiff.training.weighting import (
@@ -63,6 +64,7 @@ __all__ = [
     "TargetChoice",
     "Times",
     "TrainConfig",
+    "TokenDenoising",
     "Trainer",
     "TruncatedSNR",
     "UniformTimes",
