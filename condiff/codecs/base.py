@@ -68,6 +68,14 @@ class Codec(nn.Module):
         """
         raise NotImplementedError
 
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether samples of this shape can be encoded."""
+        try:
+            self.latent_shape(shape)
+        except BadValue:
+            return False
+        return True
+
     def side(self, ref: Any) -> Any:
         """What decoding needs of the reference; None for codecs that read none."""
         return None
@@ -122,7 +130,7 @@ class Codec(nn.Module):
         count, total, squares = 0, 0.0, 0.0
         for batch in itertools.islice(batches, most):
             raw = self.analysis(*(batch if isinstance(batch, tuple) else (batch,))).double()
-            rows = raw.reshape(-1, 1) if self.shift.ndim == 0 else raw.movedim(1, -1).reshape(-1, raw.shape[1])
+            rows = raw.reshape(-1, 1) if self.shift.ndim == 0 else raw.movedim(1, -1).reshape(-1, len(self.shift))
             count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)
         if not count:
             raise BadValue("no samples to measure the statistics of latents on")
