@@ -12,10 +12,10 @@ from torch import Tensor
 from condiff.errors import Degenerate
 from condiff.process.algebra import Weight
 from condiff.process.gaussian import Process
-from condiff.process.principal_law import PrincipalLaw, Spread, check_path
 from condiff.process.level import Time
 from condiff.process.oracles.components import vanishes
 from condiff.process.prediction import Prediction
+from condiff.process.principal_law import PrincipalLaw, Spread, check_path
 
 
 @dataclass(frozen=True, eq=False, repr=False)
