@@ -71,5 +71,6 @@ def test_the_model_of_the_table_is_the_oracle_of_its_data():
     torch.testing.assert_close(said.velocity, true.velocity, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(said.noise, true.noise, rtol=1e-10, atol=1e-12)
     law = Told(process, "velocity and noise").law(process.at(t), Conditions())
-    expected = GaussianLaw(torch.full((2,), 0.12, dtype=torch.float64), (0.16 * 0.36 + 0.36 * 0.5 + 0.24) * torch.eye(2).double())
+    variance = 0.16 * 0.36 + 0.36 * 0.5 + 0.24
+    expected = GaussianLaw(torch.full((2,), 0.12, dtype=torch.float64), variance * torch.eye(2).double())
     assert law.distance(expected) < 1e-12
