@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,15 +139,20 @@ def series(
 def bars(
     rows: Sequence[tuple[str, str, Sequence[float], str, Sequence[float]]], path: str | Path, *, title: str
 ) -> Path:
-    """One panel a comparison: two bars (means), every seed as a dot."""
+    """One panel a comparison, four in a row: two bars (means), every seed as a dot."""
     plt = _pyplot()
-    figure, axes = plt.subplots(1, len(rows), figsize=(3.4 * len(rows), 3.4), squeeze=False, layout="constrained")
-    for axis, (name, base_name, base, ours_name, ours) in zip(axes[0], rows, strict=True):
+    across = min(len(rows), 4)
+    down = math.ceil(len(rows) / across)
+    size = (3.4 * across, 3.5 * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(rows) :]:
+        axis.axis("off")
+    for axis, (name, base_name, base, ours_name, ours) in zip(axes.flat, rows, strict=False):
         for i, (label, values, colour) in enumerate(((base_name, base, "#9aa5b1"), (ours_name, ours, "#2f6fab"))):
             axis.bar(i, np.mean(values), color=colour, width=0.6, label=label)
             axis.plot([i] * len(values), values, "o", color="black", markersize=4)
-        axis.set_xticks([0, 1], [base_name, ours_name], fontsize=8, wrap=True)
-        axis.set_title(name, fontsize=9, wrap=True)
+        axis.set_xticks([0, 1], [textwrap.fill(word, 22) for word in (base_name, ours_name)], fontsize=8)
+        axis.set_title(textwrap.fill(name, 42), fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.savefig(Path(path), dpi=110)
     plt.close(figure)
