@@ -108,7 +108,7 @@ def _trained(lab: Lab, data: TensorData, seed: int) -> Denoises:
 
 def reproduce(budget: str = "small") -> Reproduction:
     """OR and AND against averaging on blobs; OR against averaging on digits in halves."""
-    lab = Lab("superdiff", budget, steps=300)
+    lab = Lab("superdiff", budget, steps=1500)
     figures: dict[str, list[float]] = {}
     for seed in lab.seeds:
         for name, value in {**on_blobs(lab, seed), **on_digits(lab, seed)}.items():
