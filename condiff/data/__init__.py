@@ -5,10 +5,12 @@ from condiff.data.clips import Clips, clips
 from condiff.data.digits import digits
 from condiff.data.folders import find_pictures, images, pairs
 from condiff.data.frames import Triplets, triplets
-from condiff.data.latents import latents
+from condiff.data.latents import Encoded, encode_conditions, latents
 from condiff.data.loader import loader, shuffled
 from condiff.data.moments import DataMoments
+from condiff.data.nifti import Volume, read_volume, write_volume
 from condiff.data.open import SOURCES, open_data, options
+from condiff.data.phantoms import phantom, phantoms, write_phantoms
 from condiff.data.picture import Framing
 from condiff.data.pictures import Item, Pictures, read_picture
 from condiff.data.principal import class_laws, principal_law
@@ -18,48 +20,73 @@ from condiff.data.sequence import read_frames
 from condiff.data.split import split, split_indices
 from condiff.data.statistics import Statistics, statistics
 from condiff.data.tables import arrays, hub, parquet
+from condiff.data.text import TokenData, text
 from condiff.data.tiles import Tiles
+from condiff.data.tokenizer import Characters, Subwords, Tokenizer, make_tokenizer, read_tokenizer
 from condiff.data.unpaired import Unpaired, unpaired
+from condiff.data.volumes import Place, Scan, Volumes, find_scans, modality_of, of_volumes, volumes
 
 __all__ = [
     "SOURCES",
     "Affine",
+    "Characters",
     "Clips",
     "Data",
     "DataMoments",
+    "Encoded",
     "Framing",
     "Item",
     "Pictures",
+    "Place",
     "Prompts",
     "Refused",
+    "Scan",
     "Statistics",
     "Subset",
+    "Subwords",
     "TensorData",
     "Tiles",
+    "TokenData",
+    "Tokenizer",
     "Triplets",
     "Unpaired",
+    "Volume",
+    "Volumes",
     "arrays",
     "class_laws",
     "clips",
     "digits",
+    "encode_conditions",
     "find_pictures",
+    "find_scans",
     "hub",
     "images",
     "latents",
     "loader",
+    "make_tokenizer",
+    "modality_of",
+    "of_volumes",
     "open_data",
     "options",
     "pairs",
     "parquet",
+    "phantom",
+    "phantoms",
     "principal_law",
     "read_frames",
     "read_picture",
     "read_prompts",
+    "read_tokenizer",
+    "read_volume",
     "shuffled",
     "split",
     "split_indices",
     "statistics",
+    "text",
     "to_model_range",
     "triplets",
     "unpaired",
+    "volumes",
+    "write_phantoms",
+    "write_volume",
 ]

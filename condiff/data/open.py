@@ -11,7 +11,9 @@ from condiff.data.digits import digits
 from condiff.data.folders import images, pairs
 from condiff.data.frames import triplets
 from condiff.data.tables import arrays, hub, parquet
+from condiff.data.text import text
 from condiff.data.unpaired import unpaired
+from condiff.data.volumes import volumes
 from condiff.errors import BadValue, unknown
 
 SOURCES: dict[str, Callable[..., Data]] = {
@@ -20,6 +22,8 @@ SOURCES: dict[str, Callable[..., Data]] = {
     "pairs": pairs,
     "unpaired": unpaired,
     "triplets": triplets,
+    "volumes": volumes,
+    "text": text,
     "arrays": arrays,
     "parquet": parquet,
     "hub": hub,
