@@ -17,6 +17,7 @@ class Sample:
       condiff sample runs/digits --label 3 --num 64 --guidance 2 --steps 12 --out threes.png
       condiff sample runs/digits --label 3 --label 5 --superpose and
       condiff sample runs/foggy-to-clear --condition new_foggy/ --out restored/
+      condiff sample runs/corpus --num 4 --prefix "Once upon" --suffix "the end." --top-p 0.9
       condiff sample runs/waves --condition height=2.5 --num 100 --out waves.npz
     """
 
@@ -56,6 +57,24 @@ class Sample:
     init: OptionalPath = None
     """Statistics of the data (condiff i2v-stats): begin from the normal law that fits them best."""
 
+    prefix: OptionalText = None
+    """Text that every sample begins with."""
+
+    suffix: OptionalText = None
+    """Text that every sample ends with."""
+
+    given: Several = ()
+    """POSITION=TEXT that every sample holds from that token on; below 0 counted from the end."""
+
+    temperature: OptionalFloat = None
+    """Of predicted tokens; 0 takes the most probable one."""
+
+    top_k: OptionalInt = None
+    """Draw among the K most probable tokens."""
+
+    top_p: OptionalFloat = None
+    """Draw among the most probable tokens with this much probability."""
+
     set: Several = ()
     """KEY=VALUE for any field of the sampler, such as solver.noise=0.5 or grid.start=0.9."""
 
@@ -72,7 +91,7 @@ class Sample:
     """cpu, cuda, cuda:1, mps."""
 
     out: OptionalPath = None
-    """A .png grid, a folder of pictures, or .npz / .npy arrays; RUN/samples-SEED.png by default."""
+    """A .png grid, a folder of pictures, .txt, or .npz / .npy arrays; RUN/samples-SEED.png (.txt, .npz) by default."""
 
     overwrite: Flag = False
     """Replace the output file if it is there."""
@@ -96,6 +115,12 @@ class Sample:
             teleport=self.teleport,
             skip_sigma=self.skip_sigma,
             superpose=self.superpose,
+            prefix=self.prefix,
+            suffix=self.suffix,
+            placed=self.given,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
             changes=self.set,
             seed=self.seed,
             batch=self.batch,
@@ -107,9 +132,19 @@ class Sample:
         if self.json:
             show_json(made)
         else:
-            count, calls = _several(made["num"], "sample"), _several(made["nfe"], "network call")
-            note(f"{count}, {calls} each, {made['seconds']:.2f} s: {made['out']}")
+            for text in made.get("texts", ()):
+                note(f"{text}\n{'-' * 40}")
+            calls = _calls(made["nfe"])
+            note(f"{_several(made['num'], 'sample')}, {calls} each, {made['seconds']:.2f} s: {made['out']}")
         return 0
+
+
+def _calls(nfe: int | list[int]) -> str:
+    """Network calls of a sample, which may differ between samples."""
+    if isinstance(nfe, int):
+        return _several(nfe, "network call")
+    low, high = min(nfe), max(nfe)
+    return _several(low, "network call") if low == high else f"{low} to {high} network calls"
 
 
 def _several(count: int, word: str) -> str:

@@ -18,12 +18,14 @@ class Train:
       condiff train digits
       condiff train images --data cells/ --size 64
       condiff train arrays --data waves.npz --method edm --steps 5000
+      condiff train text --data corpus.txt
+      condiff train text --data corpus.txt --tokenizer bpe --length 128
       condiff train digits --set network.width=128 --set training.ema=[0.99,0.999]
       condiff train --resume runs/digits
     """
 
     source: Source = None
-    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, arrays, parquet, hub."""
+    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, text, arrays, parquet, hub."""
 
     data: Several = ()
     """Folder, file or Hub name; twice for pairs (degraded, then clean) and unpaired (source, then target)."""
@@ -34,14 +36,20 @@ class Train:
     labels: OptionalText = None
     """Where labels come from: "folders", a CSV of file,label, a column or key, or "none"."""
 
+    length: OptionalInt = None
+    """Tokens of a sample of text; 64 by default."""
+
+    tokenizer: OptionalText = None
+    """"char", "bpe" (learnt from the text), or a tokenizer's .json file; "char" by default."""
+
     option: Several = ()
     """KEY=VALUE for any option of the data, such as flip=true, range=[0,1] or cond=["age"]."""
 
     skip_bad: Flag = False
     """Leave out files that can't be read instead of stopping at them."""
 
-    method: str = "flow-matching"
-    """The method, as `condiff methods` lists it."""
+    method: OptionalText = None
+    """The method, as `condiff methods` lists it; flow-matching by default, radd for text."""
 
     steps: OptionalInt = None
     """Training steps."""
@@ -125,6 +133,8 @@ class Train:
             raise BadValue("say what to train on: condiff train digits, condiff train images --data FOLDER, ...")
         options = {"size": self.size} if self.size is not None else {}
         options |= {"skip_bad": True} if self.skip_bad else {}
+        words = {"length": self.length, "tokenizer": self.tokenizer}
+        options |= {k: v for k, v in words.items() if v is not None}
         options |= parse(self.option)
         if self.labels is not None:
             options |= self._label_option(options.get("cond", ()))

@@ -39,6 +39,7 @@ class Data(ABC):
         classes: names of the classes of the condition ``label``; empty without labels.
         refused: what was left out.
         notes: other remarks for whoever looks, a line each.
+        vocab: number of tokens V of samples that are ids; None for values.
         paired: whether the conditions of a row belong to its sample, which is then what they should give.
     """
 
@@ -48,6 +49,7 @@ class Data(ABC):
     classes: tuple[str, ...] = ()
     refused: Sequence[Refused] = ()
     notes: Sequence[str] = ()
+    vocab: int | None = None
     paired: bool = True
     _fingerprint: str | None = None
 

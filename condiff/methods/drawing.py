@@ -22,13 +22,17 @@ from condiff.methods.names import solver as solver_of
 from condiff.methods.recipe import Recipe, Sampler
 from condiff.process import PrincipalLaw, Teleport
 from condiff.random import PerSample
-from condiff.sampling import DDPM, Tail, start_index, trajectory
+from condiff.sampling import DDPM, Tail, infill, start_index, trajectory
 from condiff.sampling.loop import as_grid
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Samples and how they were made; ``truth`` are the real samples whose conditions were used, if they were."""
+    """Samples and how they were made.
+
+    ``truth`` are the real samples whose conditions were used, if they were; ``calls`` (N,) the network calls that each
+    sample took, where samples differ in that.
+    """
 
     x: Tensor
     labels: Tensor | None
@@ -38,6 +42,7 @@ class Drawing:
     seconds: float
     columns: int | None
     cond: Mapping[str, Tensor] = field(default_factory=dict)
+    calls: Tensor | None = None
 
 
 def save_grid(made: Drawing, path: Path) -> Path:
@@ -160,6 +165,7 @@ def draw_samples(
     batch: int = 512,
     given: Mapping[str, Tensor] | None = None,
     superpose: str | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> Drawing:
     """Draw ``num`` samples; sample i depends on ``seed + i`` only.
 
@@ -170,6 +176,7 @@ def draw_samples(
         batch: rows a network call.
         given: conditions of the ``num`` samples, in place of those of ``data``.
         superpose: a mode of :class:`Superpose`: the wanted classes all at once, in place of one after the other.
+        known: tokens of the ``num`` samples, and where they are given, both (num, L): these stay.
     """
     if num < 1 or batch < 1:
         raise BadValue(f"num and batch must be at least 1, got {num} and {batch}")
@@ -184,12 +191,12 @@ def draw_samples(
         labels = None
     times = as_grid(sampler.grid, sampler.steps, denoiser.process)
     device = next(iter(denoiser.parameters())).device  # type: ignore[attr-defined]
-    started, parts, nfe = time.perf_counter(), [], 0
+    started, parts, counts, nfe = time.perf_counter(), [], [], 0
     for first in range(0, num, batch):
         rows = range(first, min(first + batch, num))
-        x, calls = _batch(guided, sampler, times, rows, seed, cond, device, recipe.objective.transform)
+        x, nfe, calls = _batch(guided, sampler, times, rows, seed, cond, device, recipe.objective.transform, known)
         parts.append(x.cpu())
-        nfe = calls
+        counts.append(calls)
     names = None if together is None else [together] * num
     if labels is not None:
         names = [data.classes[i] for i in labels.tolist()]
@@ -203,6 +210,7 @@ def draw_samples(
         seconds=time.perf_counter() - started,
         columns=kinds if kinds > 1 else None,  # a column a class
         cond=cond,
+        calls=torch.cat(counts) if all(isinstance(c, Tensor) for c in counts) else None,
     )
 
 
@@ -216,6 +224,7 @@ def _batch(
     cond: dict[str, Tensor],
     device: Any,
     transform: Any,
+    known: tuple[Tensor, Tensor] | None = None,
 ):
     rng = PerSample(seed + i for i in rows)
     mine = as_conditions({name: value[rows.start : rows.stop] for name, value in cond.items()}, guided.kinds, device)
@@ -223,8 +232,16 @@ def _batch(
         mine = transform(mine, t=None, rng=rng, training=False)
     process, shape = guided.process, (len(rows), *guided.shape)
     start = process.levels(times[:1])[0]
-    x = (sampler.prior or process.prior()).sample(start, shape, rng, source=mine.source, device=device)
-    nfe = 0
-    for step in trajectory(guided, x, solver=sampler.solver, cond=mine, grid=times, hooks=sampler.hooks, rng=rng):
-        x, nfe = step.x_s, step.nfe
-    return x, nfe
+    held = None
+    if known is None:
+        x = (sampler.prior or process.prior()).sample(start, shape, rng, source=mine.source, device=device)
+    else:
+        tokens, held = (part[rows.start : rows.stop].to(device) for part in known)
+        x = infill(process, tokens, held, rng)
+    nfe, calls = 0, None
+    run = trajectory(
+        guided, x, solver=sampler.solver, cond=mine, grid=times, hooks=sampler.hooks, rng=rng, held=held
+    )
+    for step in run:
+        x, nfe, calls = step.x_s, step.nfe, step.state.extra.get("nfe")
+    return x, nfe, None if calls is None else calls.cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,27 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from condiff.codecs import Codec
 from condiff.conditions import Dropout, Endpoint, Map, Spec
 from condiff.data import Data, digits
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue
-from condiff.methods.recipe import Recipe, Sampler, default_network, default_training, embedding_for
+from condiff.methods.recipe import (
+    Recipe,
+    Sampler,
+    default_network,
+    default_token_network,
+    default_token_training,
+    default_training,
+    embedding_for,
+)
 from condiff.methods.reproduction import Comparison, Reproduction, check_budget, machine
 from condiff.metrics import digit_classifier, evaluate
 from condiff.sampling import Grid, Uniform, sample
 from condiff.training import TrainConfig, Trainer
+
+
+MOST_NUMBERS = 2**28  # of examples that are looked at: a gigabyte
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,7 @@ class Facts:
         std: standard deviation of the values.
         count: number of samples.
         examples: some of the samples, at most 4096 and evenly spread, for what is measured on data; None when unknown.
+        vocab: number of tokens of samples that are ids; None for values.
     """
 
     shape: tuple[int, ...]
@@ -39,23 +53,42 @@ class Facts:
     std: float = 0.5
     count: int = 0
     examples: Tensor | None = field(default=None, repr=False, compare=False)
+    vocab: int | None = None
 
     @classmethod
     def of(cls, data: Data) -> Facts:
-        """The facts of a data set; 4096 samples, evenly spread over it, give the standard deviation."""
-        some = data.batch(torch.linspace(0, len(data) - 1, min(len(data), 4096), dtype=torch.float64).long())
+        """The facts of a data set; up to 4096 samples, evenly spread over it, give the standard deviation."""
+        few = min(len(data), 4096, max(1, MOST_NUMBERS // math.prod(data.shape)))
+        some = data.batch(torch.linspace(0, len(data) - 1, few, dtype=torch.float64).long())
         classes = len(data.classes) or None
         embeddings = {
             name: embedding_for(data.kinds.get(name, "label"), value, classes) for name, value in some["cond"].items()
         }
-        return cls(tuple(data.shape), embeddings, float(some["x"].double().std()), len(data), some["x"])
+        return cls(tuple(data.shape), embeddings, float(some["x"].double().std()), len(data), some["x"], data.vocab)
+
+    def encoded(self, codec: Codec) -> Facts:
+        """The facts of the same data seen through a codec: latents, and maps that it takes as latents too.
+
+        Raises:
+            BadValue: samples that the codec doesn't take.
+        """
+        sides = self.shape[1:]
+        embeddings = {name: _encoded(spec, codec, sides) for name, spec in self.embeddings.items()}
+        with torch.no_grad():
+            examples = None if self.examples is None else codec.encode(self.examples)
+        std = self.std if examples is None else float(examples.double().std())
+        return Facts(codec.latent_shape(self.shape), embeddings, std, self.count, examples)
 
     def network(self) -> Any:
         """The default network for this data."""
+        if self.vocab is not None:
+            return default_token_network(self.shape, self.vocab, self.count)
         return default_network(self.shape, self.embeddings)
 
     def training(self) -> TrainConfig:
         """The default training for this data."""
+        if self.vocab is not None:
+            return default_token_training(self.shape, self.count)
         return default_training(self.shape, self.count)
 
     def dropout(self, p: float) -> Dropout | None:
@@ -76,10 +109,27 @@ class Facts:
             )
         return replace(self, embeddings={**self.embeddings, like[0]: Endpoint(self.shape[0])})
 
+    def need_tokens(self, method: str) -> int:
+        """The vocabulary.
+
+        Raises:
+            BadValue: data that isn't tokens.
+        """
+        if self.vocab is None:
+            raise BadValue(f"{method} makes token sequences: condiff train text --data FILE; this data has values")
+        return self.vocab
+
     def need_conditions(self, method: str) -> None:
         """Refuse data without conditions."""
         if not self.embeddings:
             raise BadValue(f"{method} guides by a condition, and the data has none: give labels, or use flow-matching")
+
+
+def _encoded(spec: Spec, codec: Codec, sides: tuple[int, ...]) -> Spec:
+    """How the network is told of a condition when a codec encodes it."""
+    if not isinstance(spec, Map | Endpoint) or not codec.takes((spec.channels, *sides)):
+        return spec
+    return replace(spec, channels=codec.latent_shape((spec.channels, *sides))[0])
 
 
 def until(end: float) -> Grid:
@@ -103,14 +153,17 @@ class Lab:
         budget: ``"small"`` (ten minutes on two cores at most) or ``"gpu"``.
         steps: training steps at the small budget; ten times as many on a GPU.
         data: what recipes are trained on unless told otherwise.
+        batch: samples a training step.
     """
 
-    def __init__(self, slug: str, budget: str, *, steps: int = 400, data: Data | None = None) -> None:
+    def __init__(
+        self, slug: str, budget: str, *, steps: int = 400, data: Data | None = None, batch: int = 128
+    ) -> None:
         self.slug, self.budget = slug, check_budget(budget)
         if budget == "gpu" and not torch.cuda.is_available():
             raise BadValue("budget 'gpu' needs a CUDA device, and torch sees none: use --budget small")
         self.started = time.perf_counter()
-        self.data = data
+        self.data, self.batch = data, batch
         self.seeds = (0, 1, 2) if budget == "small" else (0, 1, 2, 3, 4)
         self.steps = steps if budget == "small" else 10 * steps
 
@@ -119,8 +172,8 @@ class Lab:
         data = self.data if data is None else data
         if data is None:
             raise BadValue(f"{self.slug}: give data to train on")
-        config = replace(recipe.training, steps=steps or self.steps, batch=128, seed=seed)
-        trainer = Trainer(recipe.denoiser(seed), data, recipe.objective, config, run_dir=None, quiet=True)
+        config = replace(recipe.training, steps=steps or self.steps, batch=self.batch, seed=seed)
+        trainer = Trainer(recipe.denoiser(seed), recipe.encoded(data), recipe.objective, config, run_dir=None, quiet=True)
         status = trainer.fit()
         if status.stopped:  # a half-trained model must not be scored
             raise SystemExit(status.exit_code)
@@ -143,7 +196,7 @@ class Lab:
             comparisons=tuple(comparisons),
             seconds=round(time.perf_counter() - self.started, 1),
             machine=machine(),
-            notes=notes or f"{self.steps} training steps of batch 128",
+            notes=notes or f"{self.steps} training steps of batch {self.batch}",
             series=series or {},
         )
 

@@ -11,11 +11,12 @@ import numpy as np
 from condiff import figures
 from condiff.errors import BadFile, BadValue, require_extra
 from condiff.files import replacing
-from condiff.methods import given, settings
+from condiff.methods import given, settings, texts
 from condiff.methods.drawing import Drawing, draw_samples, for_superposing, late, override, save_grid, teleported
 from condiff.methods.runs import RunFolder, open_run
 
-ENDINGS = (".png", ".npz", ".npy")
+ENDINGS = (".png", ".txt", ".npz", ".npy")
+DEFAULT = {"picture": ".png", "text": ".txt", "array": ".npz"}
 
 
 def draw(
@@ -32,6 +33,12 @@ def draw(
     teleport: Path | None = None,
     skip_sigma: float | None = None,
     superpose: str | None = None,
+    prefix: str | None = None,
+    suffix: str | None = None,
+    placed: Sequence[str] = (),
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     changes: Sequence[str] = (),
     seed: int = 0,
     batch: int = 256,
@@ -47,15 +54,16 @@ def draw(
         BadFile: the folder isn't a run, or the output file exists.
     """
     run = open_run(folder)
-    picture = len(run.data.shape) == 3
-    out = out or folder / f"samples-{seed}{'.png' if picture else '.npz'}"
-    _check_output(out, picture, overwrite)
+    kind = _kind(run)
+    out = out or folder / f"samples-{seed}{DEFAULT[kind]}"
+    _check_output(out, kind, overwrite)
     sampler = override(run.recipe.sampler, solver=solver, steps=steps, guidance=guidance)
     if superpose is not None:
         sampler = for_superposing(sampler, solver, steps)
     if start is not None or init is not None:
         sampler = late(sampler, run.recipe.process, start, init)
-    sampler = settings.apply(sampler, settings.parse(changes))
+    sampler = texts.filtered(settings.apply(sampler, settings.parse(changes)), temperature, top_k, top_p)
+    known = texts.given_text(run.data, prefix, suffix, placed)
     model = run.model(weights, device)
     if teleport is not None:
         if start is not None or init is not None or superpose is not None:
@@ -76,6 +84,7 @@ def draw(
         batch=batch,
         given=told.take(max(num, 1)),
         superpose=superpose,
+        known=None if known is None else known.rows(max(num, 1)),
     )
     _write(made, out, run, told.names)
     return {
@@ -90,18 +99,29 @@ def draw(
         "teleport": None if teleport is None else str(teleport),
         "superpose": superpose,
         "weights": weights,
-        "nfe": made.nfe,
+        "nfe": made.nfe if made.calls is None else made.calls.tolist(),
         "seconds": round(made.seconds, 4),
         "labels": made.names,
+        **({"texts": texts.decoded(run.data, made.x)} if kind == "text" else {}),
     }
 
 
-def _check_output(out: Path, picture: bool, overwrite: bool) -> None:
+def _kind(run: RunFolder) -> str:
+    """What samples are written as: "picture", "text" or "array"."""
+    own = texts.tokens_of(run.data)
+    if own is not None and own.tokenizer is not None:
+        return "text"
+    return "picture" if len(run.data.shape) == 3 else "array"
+
+
+def _check_output(out: Path, kind: str, overwrite: bool) -> None:
     ending = out.suffix.lower()
     if ending not in (*ENDINGS, ""):
         raise BadValue(f"--out must end in {', '.join(ENDINGS)}, or be a folder, got {out.name!r}")
-    if ending in ("", ".png") and not picture:
-        raise BadValue(f"samples that aren't images can't be drawn: use --out {out.with_suffix('.npz')}")
+    if ending in ("", ".png") and kind != "picture":
+        raise BadValue(f"samples that aren't images can't be drawn: use --out {out.with_suffix(DEFAULT[kind])}")
+    if ending == ".txt" and kind != "text":
+        raise BadValue(f"samples that aren't text can't be written as text: use --out {out.with_suffix(DEFAULT[kind])}")
     if out.exists() and not overwrite:
         raise BadFile(f"{out} exists already: choose another --out, or say --overwrite")
 
@@ -112,6 +132,8 @@ def _write(made: Drawing, out: Path, run: RunFolder, names: Sequence[str]) -> No
     ending = out.suffix.lower()
     if ending == ".png":
         save_grid(made, out)
+    elif ending == ".txt":
+        texts.write_texts(texts.decoded(run.data, made.x), out)
     elif ending == "":
         _write_pictures(made, out, names)
     else:

@@ -69,6 +69,7 @@ def environment() -> dict[str, Any]:
         "metrics": ("torchmetrics", "scipy"),
         "ode": ("torchdiffeq",),
         "data": ("PIL", "pyarrow"),
+        "text": ("tokenizers",),
         "hf": ("datasets", "huggingface_hub", "diffusers"),
     }
     missing = {name: [m for m in modules if find_spec(m) is None] for name, modules in extras.items()}

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from condiff.errors import unknown
-from condiff.sampling import DDIM, DDPM, SDE, DPMSolverPP, Euler, Heun, Solver, UniPC
+from condiff.sampling import (
+    DDIM,
+    DDPM,
+    SDE,
+    DPMSolverPP,
+    Euler,
+    Heun,
+    Solver,
+    TauLeaping,
+    TokenAncestral,
+    UniPC,
+    Unmask,
+)
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "ddim": DDIM,
@@ -16,6 +28,11 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "dpmpp-3m": lambda: DPMSolverPP(order=3),
     "unipc": UniPC,
     "sde": SDE,
+    "ancestral": TokenAncestral,
+    "tau-leaping": TauLeaping,
+    "any-order": Unmask,
+    "left-to-right": lambda: Unmask(order="left"),
+    "confidence": lambda: Unmask(order="confidence"),
 }
 
 

@@ -13,15 +13,19 @@ from typing import Any
 
 import torch
 
+from condiff.codecs import Codec, Identity
 from condiff.conditions import Endpoint, Frames, Label, Map, Scalar, Spec, Tokens, Vector
+from condiff.data import Data, Encoded
 from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
 from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Free
-from condiff.networks import DiTConfig, MLPConfig
+from condiff.networks import DiTConfig, MLPConfig, TokenTransformerConfig
 from condiff.process import Prior, Process
+from condiff.process.categorical import TokenProcess
 from condiff.sampling import Grid, Hook, Solver, Uniform
 from condiff.sampling.loop import as_grid
-from condiff.training import Denoising, TrainConfig
+from condiff.token_denoiser import TokenDenoiser
+from condiff.training import Denoising, TokenDenoising, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +55,31 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One method at one size on one kind of data."""
+    """One method at one size on one kind of data.
+
+    With a ``codec``, the configuration of one without weights such as :class:`condiff.codecs.HaarConfig`, network and
+    process live in its latents; data, conditions and samples are what they were.
+    """
 
     method: str
     network: Any
-    process: Process
+    process: Process | TokenProcess
     target: str | tuple[str, ...] = "velocity"
     precondition: Precondition = Plain()
-    objective: Denoising = Denoising()
+    objective: Denoising | TokenDenoising = Denoising()
     training: TrainConfig = TrainConfig()
     sampler: Sampler
+    codec: Any = None
 
-    def denoiser(self, seed: int | None = None) -> Denoiser:
+    def build_codec(self, device: Any = "cpu") -> Codec:
+        """The codec between data and the network's space; the identity when there is none."""
+        return (Identity() if self.codec is None else self.codec.build()).to(device)
+
+    def encoded(self, data: Data) -> Data:
+        """The data as the network sees it."""
+        return data if self.codec is None else Encoded(data, self.build_codec())
+
+    def denoiser(self, seed: int | None = None) -> Denoiser | TokenDenoiser:
         """A freshly initialised denoiser, a function of the seed when one is given."""
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
@@ -71,6 +88,9 @@ class Recipe:
         self._check_endpoint()
         times = as_grid(self.sampler.grid, self.sampler.steps, self.process)
         self.sampler.solver.plan(self.process.levels(times))  # a solver that can't be is refused before training
+        if isinstance(self.process, TokenProcess):
+            shape, told = self.network.shape, getattr(self.network, "time", True)
+            return TokenDenoiser(network, self.process, shape, time_free=not told)
         return Denoiser(network, self.process, self.target, self.precondition, shape=self.network.shape)
 
     def _check_endpoint(self) -> None:
@@ -78,7 +98,7 @@ class Recipe:
         Raises:
             Incompatible: data with an endpoint that neither the process nor the network would see.
         """
-        if self.process.has_source:
+        if isinstance(self.process, TokenProcess) or self.process.has_source:
             return
         for name, spec in dict(getattr(self.network, "conditions", {})).items():
             if isinstance(spec, Endpoint) and not spec.concat:
@@ -119,6 +139,31 @@ def embedding_for(kind: str, value: Any, classes: int | None) -> Spec:
     )
 
 
+def default_token_network(shape: Sequence[int], vocab: int, count: int) -> TokenTransformerConfig:
+    """A transformer over token sequences, small for little text."""
+    small = count * math.prod(shape) <= MANY_TOKENS
+    width, depth, heads = (128, 4, 4) if small else (512, 8, 8)
+    return TokenTransformerConfig(shape=tuple(shape), vocab=vocab, width=width, depth=depth, heads=heads)
+
+
+def default_token_training(shape: Sequence[int], count: int) -> TrainConfig:
+    """A training that suits the amount of text: minutes for little, a long one with slower averages otherwise."""
+    if count * math.prod(shape) <= MANY_TOKENS:
+        return TrainConfig(steps=2000, batch=64, lr=1e-3, warmup=100, weight_decay=0.0, validate_every=200)
+    return TrainConfig(
+        steps=50_000,
+        batch=128,
+        lr=3e-4,
+        warmup=2500,
+        weight_decay=0.0,
+        clip=1.0,
+        ema=(0.9995, 0.999),
+        save_every=1000,
+        validate_every=1000,
+    )
+
+
+MANY_TOKENS = 2_000_000
 MOST_TOKENS = 256  # what attention is cheap for
 
 

@@ -2,7 +2,8 @@
 
 ``runs/NAME/`` holds ``config.json`` (recipe, data, versions, seeds), ``metrics.jsonl`` (a line per step),
 ``checkpoints/``, ``model.safetensors`` with ``model-ema.safetensors`` beside it, and after :meth:`RunFolder.finish`
-``metrics.json``, ``samples.png``, ``curves.png`` and ``report.html``.
+``metrics.json``, ``samples.png`` (or ``samples.txt``), ``curves.png`` and ``report.html``. Runs on text keep their
+``tokenizer.json``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadValue, NonFinite
 from condiff.files import write_json
 from condiff.heads import Heads
-from condiff.methods import report, settings
+from condiff.methods import report, settings, texts
 from condiff.methods.catalogue import find
 from condiff.methods.drawing import Drawing, draw_samples, save_grid
 from condiff.methods.experiment import Facts
@@ -33,10 +34,12 @@ from condiff.methods.judge import judge_of
 from condiff.methods.recipe import Recipe
 from condiff.metrics import evaluate, psnr, ssim
 from condiff.model_files import load_model
+from condiff.token_denoiser import TokenDenoiser
 from condiff.training import Status, Trainer
 
 FEWEST = 6  # rows that distances between distributions need
 SSIM_WINDOW = 11  # pixels that structural similarity looks at together
+MOST_TEXTS = 64  # samples of text that a run is judged by
 HELD_OUT = 0.1  # share of a user's data that is kept for evaluation
 
 
@@ -79,7 +82,7 @@ class Request:
     """What ``condiff train`` was asked for."""
 
     data: DataRequest
-    method: str = "flow-matching"
+    method: str | None = None
     file: Path | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
@@ -87,10 +90,12 @@ class Request:
 
     def recipe(self, data: Data) -> Recipe:
         """The method's recipe for the data, with what the file, the flags and the settings say, in that order."""
-        recipe = find(self.method).recipe(Facts.of(data))
+        method = self.method or ("flow-matching" if data.vocab is None else "radd")
+        recipe = find(method).recipe(Facts.of(data))
         changes = settings.read_file(self.file) if self.file else {}
         changes = {**changes, **self.overrides, **settings.parse(self.settings)}
         recipe = settings.apply(recipe, changes)
+        texts.check_fits(data, recipe.process, method)
         training = recipe.training
         if "training.warmup" in changes or training.warmup <= training.steps // 10:
             return recipe
@@ -114,6 +119,8 @@ class RunFolder:
     def train(self, quiet: bool = False) -> Status:
         """Train to the end or to a signal; resumes when the run was opened for that."""
         recipe = self.recipe
+        if is_first():
+            texts.keep_tokenizer(self.data, self.folder)
         trainer = Trainer(
             recipe.denoiser(recipe.training.seed),
             self.data,
@@ -128,7 +135,7 @@ class RunFolder:
         )
         return trainer.fit()
 
-    def model(self, weights: str = "ema", device: Any = None) -> Denoiser | Heads:
+    def model(self, weights: str = "ema", device: Any = None) -> Denoiser | Heads | TokenDenoiser:
         """The trained model."""
         return load_model(self.weights, weights, device=check_device(device or default_device()))
 
@@ -136,15 +143,16 @@ class RunFolder:
         """Sample, evaluate, and write metrics.json, the pictures and the report page; returns the metrics."""
         heldout = self._other(against) if against else self.heldout
         real = heldout.batch(range(len(heldout)))["x"]
-        made = draw_samples(self.model(), self.recipe, heldout, num=len(real) if num is None else num, seed=seed)
-        scores = self._scores(made, real)
+        model, most = self.model(), len(real) if heldout.vocab is None else min(len(real), MOST_TEXTS)
+        made = draw_samples(model, self.recipe, heldout, num=most if num is None else num, seed=seed)
+        scores = self._scores(made, real) if heldout.vocab is None else texts.scores(model, self.data, heldout, made.x)
         if made.truth is not None and len(self.data.shape) == 3:
             scores["psnr"] = float(psnr(made.x, made.truth).mean())
             if min(self.data.shape[1:]) >= SSIM_WINDOW:
                 scores["ssim"] = float(ssim(made.x, made.truth).mean())
         metrics = {
             **scores,
-            "nfe": made.nfe,
+            "nfe": made.nfe if made.calls is None else float(made.calls.double().mean()),
             "sample_seconds": round(made.seconds, 3),
             "train_seconds": self._seconds(),
         }
@@ -189,6 +197,8 @@ class RunFolder:
             shown = _grid_size(self.data)
             grid = draw_samples(self.model(), self.recipe, self.heldout, num=shown, seed=0)
             save_grid(grid, self.folder / "samples.png")
+        elif self.data.vocab is not None and self._has_text:
+            texts.write_texts(texts.decoded(self.data, made.x[:20]), self.folder / "samples.txt")
         elif len(self.data.shape) == 2 and made.x.is_floating_point():
             labels = None if made.names is None else made.names[:20]
             real = self.data.restore(self.heldout.batch(range(min(5, len(self.heldout))))["x"])
@@ -206,6 +216,10 @@ class RunFolder:
             panels["gradient norm"] = {"x": [r["step"] for r in lines], "norm": [r["grad_norm"] for r in lines]}
             panels["learning rate"] = {"x": [r["step"] for r in lines], "lr": [r["lr"] for r in lines]}
             figures.curves(panels, self.folder / "curves.png")
+
+    @property
+    def _has_text(self) -> bool:
+        return getattr(texts.tokens_of(self.data), "tokenizer", None) is not None
 
     def _page(self, metrics: Mapping[str, Any]) -> None:
         folder = self.folder
@@ -270,7 +284,8 @@ def open_run(folder: Path, resume: bool = False) -> RunFolder:
     folder, config = read_run(folder)
     stored = config["request"]
     request = DataRequest(source=stored["source"], paths=tuple(stored["paths"]), options=stored["options"])
-    run = RunFolder(folder, from_config(config["recipe"]), request, request.open(), resume=resume)
+    kept = replace(request, options=texts.kept_options(request.source, request.options, folder))
+    run = RunFolder(folder, from_config(config["recipe"]), kept, kept.open(), resume=resume)
     run.weights = weights
     mark = config.get("data", {}).get("fingerprint")
     if mark and mark != run.data.fingerprint():

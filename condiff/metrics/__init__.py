@@ -26,6 +26,7 @@ from condiff.metrics.images import psnr, ssim
 from condiff.metrics.likelihood import Elbo, bits_per_dim, denoising_log_prob, elbo, nats_per_sample
 from condiff.metrics.motion import Leakage, leakage, motion
 from condiff.metrics.neighbours import Manifold, Memorisation, memorisation, nearest_rows, precision_recall
+from condiff.metrics.token_likelihood import OrderBound, order_bound
 
 __all__ = [
     "RBF",
@@ -40,6 +41,7 @@ __all__ = [
     "Leakage",
     "Manifold",
     "Memorisation",
+    "OrderBound",
     "Pixels",
     "Polynomial",
     "best_noise",
@@ -67,6 +69,7 @@ __all__ = [
     "motion",
     "nats_per_sample",
     "nearest_rows",
+    "order_bound",
     "pinball",
     "precision_recall",
     "psnr",

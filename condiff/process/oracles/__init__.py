@@ -5,6 +5,7 @@ from condiff.process.oracles.low_rank import LowRank, low_rank
 from condiff.process.oracles.mixtures import Mixture, gaussian, mixture
 from condiff.process.oracles.observation import observed
 from condiff.process.oracles.pairs import Paired, paired
+from condiff.process.oracles.token_chain import TokenChain, markov
 from condiff.process.oracles.token_table import TokenTable, tokens
 
 __all__ = [
@@ -12,10 +13,12 @@ __all__ = [
     "LowRank",
     "Mixture",
     "Paired",
+    "TokenChain",
     "TokenTable",
     "empirical",
     "gaussian",
     "low_rank",
+    "markov",
     "mixture",
     "observed",
     "paired",
