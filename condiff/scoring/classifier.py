@@ -25,11 +25,11 @@ LEVELS = 1000  # that a process without a table is cut into
 class Scores(NamedTuple):
     """What was measured.
 
-    errors: (B, C), the mean error of each candidate over the draws at which it was seen; lower is better. Those of
-        candidates that were dropped at different stages aren't comparable.
-    seen: (B, C), the number of those draws.
-    best: (B,), the candidate that is left.
-    calls: network evaluations of one sample.
+    * ``errors``: (B, C), the mean error of each candidate over the draws at which it was seen; lower is better. Those
+      of candidates that were dropped at different stages aren't comparable.
+    * ``seen``: (B, C), the number of those draws.
+    * ``best``: (B,), the candidate that is left.
+    * ``calls``: network evaluations of one sample.
     """
 
     errors: Tensor

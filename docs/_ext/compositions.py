@@ -1,4 +1,8 @@
-"""``{compositions}``: the table of what goes with what, as it comes with this version; refusals are numbered below."""
+"""``{compositions}``: the table of what goes with what, as it comes with this version.
+
+A refused pair shows the number of its reason, in the list below the table. Headings stand upright and the first column
+stays in sight (``condiff.css``), so that eighteen solvers fit beside each other.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,11 @@ from docutils.parsers.rst import Directive
 
 from condiff.methods.composition import stored
 
-MARKS = {"runs": "yes", "runs below t = 1": "t < 1", "runs between the ends": "0 < t < 1"}
+MARKS = {
+    "runs": ("✓", "runs"),
+    "runs below t = 1": ("t < 1", "partly"),
+    "runs between the ends": ("0 < t < 1", "partly"),
+}
 
 
 class Compositions(Directive):
@@ -22,29 +30,29 @@ class Compositions(Directive):
     def run(self) -> list[nodes.Node]:
         rows = stored()[self.arguments[0]]
         reasons: dict[str, int] = {}
-        head = ["", *next(iter(rows.values()))]
-        body = [[name, *(_cell(outcome, reasons) for outcome in row.values())] for name, row in rows.items()]
-        items = [nodes.list_item("", nodes.paragraph(text=why)) for why in reasons]
-        listed = nodes.enumerated_list("", *items, enumtype="arabic", suffix=".") if items else None
-        wide = nodes.container("", _table(head, body), classes=["wide"])
-        return [wide] if listed is None else [wide, nodes.paragraph(text="Refused, because:"), listed]
+        body = [[nodes.entry("", nodes.paragraph(text=name), classes=["name"])] for name in rows]
+        for line, row in zip(body, rows.values(), strict=True):
+            line += [_cell(outcome, reasons) for outcome in row.values()]
+        head = [nodes.entry("", nodes.paragraph(text=name)) for name in ("", *next(iter(rows.values())))]
+        out: list[nodes.Node] = [nodes.container("", _table(head, body), classes=["compositions"])]
+        if reasons:
+            items = [nodes.list_item("", nodes.paragraph(text=why)) for why in reasons]
+            out.append(nodes.paragraph(text="Numbers say why a pair is refused:"))
+            out.append(nodes.enumerated_list("", *items, enumtype="arabic", suffix=".", classes=["reasons"]))
+        return out
 
 
-def _cell(outcome: list[str], reasons: dict[str, int]) -> str:
+def _cell(outcome: list[str], reasons: dict[str, int]) -> nodes.entry:
     kind, why = outcome
-    if kind != "refused":
-        return MARKS[kind]
-    return f"no ({reasons.setdefault(why, len(reasons) + 1)})"
+    text, name = MARKS[kind] if kind in MARKS else (str(reasons.setdefault(why, len(reasons) + 1)), "refused")
+    return nodes.entry("", nodes.paragraph(text=text), classes=[name])
 
 
-def _table(head: list[str], rows: list[list[str]]) -> nodes.table:
-    def line(cells: list[str]) -> nodes.row:
-        return nodes.row("", *(nodes.entry("", nodes.paragraph(text=cell)) for cell in cells))
-
+def _table(head: list[nodes.entry], body: list[list[nodes.entry]]) -> nodes.table:
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=10) for _ in head]
-    group += nodes.thead("", line(head))
-    group += nodes.tbody("", *(line(row) for row in rows))
+    group += nodes.thead("", nodes.row("", *head))
+    group += nodes.tbody("", *(nodes.row("", *line) for line in body))
     return nodes.table("", group)
 
 

@@ -39,7 +39,7 @@ def block_math(writer: Any, node: nodes.math_block) -> None:
 
 # Docstrings
 
-SHAPE = re.compile(r"(?<=[(, ])\*(?=\w+[),])")  # the star of a shape: (n, *shape)
+SHAPE = re.compile(r"(?<=[(, ])\*(?=\w+[(),])")  # the star of a shape: (n, *shape)
 
 
 def escape_shapes(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
