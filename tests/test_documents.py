@@ -120,6 +120,18 @@ def test_make_targets_that_are_shown_exist():
             assert target in targets, f"{name}: make {target}"
 
 
+# Formulas
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_formulas_can_be_written_as_mathml(name):
+    """By docutils, which knows most of LaTeX but not all: a page with another command doesn't build."""
+    mathml = pytest.importorskip("docutils.utils.math.latex2mathml", reason="pages are built with the docs extra")
+    prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", text_of(name), flags=re.DOTALL | re.MULTILINE)
+    for block, inline in re.findall(r"\$\$(.+?)\$\$|(?<!\$)\$([^$]+?)\$", prose, re.DOTALL):
+        mathml.tex2mathml(block or inline, as_block=bool(block))
+
+
 # Links, files, names
 
 
