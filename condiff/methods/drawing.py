@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from condiff import figures
+from condiff.codecs import Codec
 from condiff.conditions import as_conditions
-from condiff.data import Data, DataMoments
+from condiff.data import Data, DataMoments, encode_conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible, unknown
 from condiff.guidance import Superpose
@@ -24,6 +25,8 @@ from condiff.process import PrincipalLaw, Teleport
 from condiff.random import PerSample
 from condiff.sampling import DDPM, Tail, infill, start_index, trajectory
 from condiff.sampling.loop import as_grid
+
+MOST_NUMBERS = 2**25  # of volumes in one network call
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,25 @@ class Drawing:
     calls: Tensor | None = None
 
 
+def rows_at_once(shape: Sequence[int], batch: int) -> int:
+    """The rows of a network call: fewer where samples are volumes. Samples don't depend on it."""
+    return batch if len(shape) != 4 else max(1, min(batch, MOST_NUMBERS // math.prod(shape)))
+
+
+def middle(made: Drawing) -> Drawing:
+    """The same samples, seen in the middle of their first axis."""
+    cut = lambda x: x[:, :, x.shape[2] // 2] if isinstance(x, Tensor) and x.ndim == 5 else x
+    return replace(made, x=cut(made.x), truth=cut(made.truth), cond={n: cut(v) for n, v in made.cond.items()})
+
+
 def save_grid(made: Drawing, path: Path) -> Path:
-    """A grid of samples; where a picture was given, beside it and beside the true one."""
-    seen = [v for v in made.cond.values() if v.shape == made.x.shape]
-    if len(seen) != 1:
+    """A grid of samples; where pictures were given, beside them and beside the true one. Volumes in their middle."""
+    made = middle(made)
+    seen = {name: v for name, v in made.cond.items() if v.shape == made.x.shape}
+    if not seen:
         return figures.grid(made.x, path, labels=made.names, columns=made.columns)
-    parts = {"given": seen[0], "sample": made.x, "true": made.truth}
+    given = {"given": next(iter(seen.values()))} if len(seen) == 1 else seen
+    parts = {**given, "sample": made.x, "true": made.truth}
     parts = {word: x for word, x in parts.items() if x is not None}
     x = torch.stack(list(parts.values()), 1).flatten(0, 1)
     across = max(1, min(3, round(math.sqrt(len(made.x) / len(parts)))))
@@ -191,11 +207,15 @@ def draw_samples(
         labels = None
     times = as_grid(sampler.grid, sampler.steps, denoiser.process)
     device = next(iter(denoiser.parameters())).device  # type: ignore[attr-defined]
+    codec, batch = recipe.build_codec(device), rows_at_once(data.shape, batch)
     started, parts, counts, nfe = time.perf_counter(), [], [], 0
     for first in range(0, num, batch):
         rows = range(first, min(first + batch, num))
-        x, nfe, calls = _batch(guided, sampler, times, rows, seed, cond, device, recipe.objective.transform, known)
-        parts.append(x.cpu())
+        mine = {name: value[rows.start : rows.stop].to(device) for name, value in cond.items()}
+        if codec is not None:
+            mine = encode_conditions(codec, mine, data.kinds, data.shape)
+        x, nfe, calls = _batch(guided, sampler, times, rows, seed, mine, device, recipe.objective.transform, known)
+        parts.append((x if codec is None else _decoded(codec, x)).cpu())
         counts.append(calls)
     names = None if together is None else [together] * num
     if labels is not None:
@@ -215,6 +235,11 @@ def draw_samples(
 
 
 @torch.no_grad()
+def _decoded(codec: Codec, x: Tensor) -> Tensor:
+    return codec.decode(x)
+
+
+@torch.no_grad()
 def _batch(
     guided: Any,
     sampler: Sampler,
@@ -227,7 +252,7 @@ def _batch(
     known: tuple[Tensor, Tensor] | None = None,
 ):
     rng = PerSample(seed + i for i in rows)
-    mine = as_conditions({name: value[rows.start : rows.stop] for name, value in cond.items()}, guided.kinds, device)
+    mine = as_conditions(cond, guided.kinds, device)
     if transform is not None:  # what it does outside training: an endpoint chosen, a fixed corruption
         mine = transform(mine, t=None, rng=rng, training=False)
     process, shape = guided.process, (len(rows), *guided.shape)
@@ -239,9 +264,7 @@ def _batch(
         tokens, held = (part[rows.start : rows.stop].to(device) for part in known)
         x = infill(process, tokens, held, rng)
     nfe, calls = 0, None
-    run = trajectory(
-        guided, x, solver=sampler.solver, cond=mine, grid=times, hooks=sampler.hooks, rng=rng, held=held
-    )
+    run = trajectory(guided, x, solver=sampler.solver, cond=mine, grid=times, hooks=sampler.hooks, rng=rng, held=held)
     for step in run:
         x, nfe, calls = step.x_s, step.nfe, step.state.extra.get("nfe")
     return x, nfe, None if calls is None else calls.cpu()

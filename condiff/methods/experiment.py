@@ -31,7 +31,6 @@ from condiff.metrics import digit_classifier, evaluate
 from condiff.sampling import Grid, Uniform, sample
 from condiff.training import TrainConfig, Trainer
 
-
 MOST_NUMBERS = 2**28  # of examples that are looked at: a gigabyte
 
 
@@ -156,9 +155,7 @@ class Lab:
         batch: samples a training step.
     """
 
-    def __init__(
-        self, slug: str, budget: str, *, steps: int = 400, data: Data | None = None, batch: int = 128
-    ) -> None:
+    def __init__(self, slug: str, budget: str, *, steps: int = 400, data: Data | None = None, batch: int = 128) -> None:
         self.slug, self.budget = slug, check_budget(budget)
         if budget == "gpu" and not torch.cuda.is_available():
             raise BadValue("budget 'gpu' needs a CUDA device, and torch sees none: use --budget small")
@@ -173,7 +170,9 @@ class Lab:
         if data is None:
             raise BadValue(f"{self.slug}: give data to train on")
         config = replace(recipe.training, steps=steps or self.steps, batch=self.batch, seed=seed)
-        trainer = Trainer(recipe.denoiser(seed), recipe.encoded(data), recipe.objective, config, run_dir=None, quiet=True)
+        trainer = Trainer(
+            recipe.denoiser(seed), recipe.encoded(data), recipe.objective, config, run_dir=None, quiet=True
+        )
         status = trainer.fit()
         if status.stopped:  # a half-trained model must not be scored
             raise SystemExit(status.exit_code)

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from condiff import figures
+from condiff.data import of_volumes
 from condiff.errors import BadFile, BadValue, require_extra
 from condiff.files import replacing
-from condiff.methods import given, settings, texts
+from condiff.methods import given, scans, settings, texts
 from condiff.methods.drawing import Drawing, draw_samples, for_superposing, late, override, save_grid, teleported
 from condiff.methods.runs import RunFolder, open_run
 
 ENDINGS = (".png", ".txt", ".npz", ".npy")
-DEFAULT = {"picture": ".png", "text": ".txt", "array": ".npz"}
+DEFAULT = {"picture": ".png", "text": ".txt", "array": ".npz", "scan": ""}
 
 
 def draw(
@@ -72,7 +73,10 @@ def draw(
     elif skip_sigma is not None:
         raise BadValue("--skip-sigma says where --teleport starts: give --teleport STATISTICS too")
     told = given.read(conditions, run.data, run.request.options)
-    num = num if num is not None else told.rows or 8 * (len(labels) or len(run.data.classes) or 8)
+    if num is None:
+        num = told.rows or (1 if kind == "scan" else 8 * (len(labels) or len(run.data.classes) or 8))
+    if kind == "scan":
+        scans.check_count(out, num)
     made = draw_samples(
         model,
         run.recipe,
@@ -86,7 +90,8 @@ def draw(
         superpose=superpose,
         known=None if known is None else known.rows(max(num, 1)),
     )
-    _write(made, out, run, told.names)
+    if kind != "scan" or not scans.write(made, out, run.heldout, told.places):
+        _write(made, out, run, told.names)
     return {
         "out": str(out),
         "num": num,
@@ -107,14 +112,19 @@ def draw(
 
 
 def _kind(run: RunFolder) -> str:
-    """What samples are written as: "picture", "text" or "array"."""
+    """What samples are written as: "picture", "text", "scan" or "array"."""
     own = texts.tokens_of(run.data)
     if own is not None and own.tokenizer is not None:
         return "text"
+    if of_volumes(run.data) is not None:
+        return "scan"
     return "picture" if len(run.data.shape) == 3 else "array"
 
 
 def _check_output(out: Path, kind: str, overwrite: bool) -> None:
+    if kind == "scan":
+        scans.check_output(out, overwrite)
+        return
     ending = out.suffix.lower()
     if ending not in (*ENDINGS, ""):
         raise BadValue(f"--out must end in {', '.join(ENDINGS)}, or be a folder, got {out.name!r}")

@@ -12,18 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condiff.data import Data, arrays, images
+from condiff.data import Data, Place, arrays, images, of_volumes
 from condiff.errors import BadFile, BadValue, unknown
+from condiff.methods import scans
 
 PICTURE_OPTIONS = ("filter", "background", "skip_bad")
 
 
 @dataclass(frozen=True)
 class Given:
-    """``cond``: name -> one row for all samples, or a row each; ``names`` of the pictures that were given, in order."""
+    """``cond``: name -> one row for all samples, or a row each.
+
+    ``names`` of the pictures that were given, in order; ``places`` where samples made from given scans belong.
+    """
 
     cond: Mapping[str, Tensor]
     names: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
 
     @property
     def rows(self) -> int | None:
@@ -41,6 +46,7 @@ def read(words: Sequence[str], data: Data, options: Mapping[str, Any]) -> Given:
     Args:
         words: ``NAME=VALUE`` with a number or a list, ``NAME=PATH`` or, where one condition alone can be meant,
             ``PATH``: a picture, a folder of pictures, a ``.npy`` array, or a ``.npz`` archive with conditions by name.
+            For runs on scans see :func:`condiff.methods.scans.read`.
         data: the run's data, whose conditions these must be like.
         options: how its pictures were read.
 
@@ -48,6 +54,11 @@ def read(words: Sequence[str], data: Data, options: Mapping[str, Any]) -> Given:
         BadValue: an unknown condition (with the nearest), another shape, lengths that differ.
         BadFile: a file that isn't there or can't be read.
     """
+    own = of_volumes(data)
+    if own is not None and words:
+        lists, places = scans.read(words, own[0])
+        rows = {name: torch.cat(values) for name, values in lists.items()}
+        return Given(rows, tuple(p.name for p in places), tuple(places))
     cond: dict[str, Tensor] = {}
     names: tuple[str, ...] = ()
     example = data.batch([0])["cond"]

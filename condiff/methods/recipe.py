@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from condiff.codecs import Codec, Identity
+from condiff.codecs import Codec
 from condiff.conditions import Endpoint, Frames, Label, Map, Scalar, Spec, Tokens, Vector
 from condiff.data import Data, Encoded
 from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
@@ -71,13 +71,14 @@ class Recipe:
     sampler: Sampler
     codec: Any = None
 
-    def build_codec(self, device: Any = "cpu") -> Codec:
-        """The codec between data and the network's space; the identity when there is none."""
-        return (Identity() if self.codec is None else self.codec.build()).to(device)
+    def build_codec(self, device: Any = "cpu") -> Codec | None:
+        """The codec between data and the network's space."""
+        return None if self.codec is None else self.codec.build().to(device)
 
     def encoded(self, data: Data) -> Data:
         """The data as the network sees it."""
-        return data if self.codec is None else Encoded(data, self.build_codec())
+        codec = self.build_codec()
+        return data if codec is None else Encoded(data, codec)
 
     def denoiser(self, seed: int | None = None) -> Denoiser | TokenDenoiser:
         """A freshly initialised denoiser, a function of the seed when one is given."""

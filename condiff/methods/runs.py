@@ -26,7 +26,7 @@ from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadValue, NonFinite
 from condiff.files import write_json
 from condiff.heads import Heads
-from condiff.methods import report, settings, texts
+from condiff.methods import report, scans, settings, texts
 from condiff.methods.catalogue import find
 from condiff.methods.drawing import Drawing, draw_samples, save_grid
 from condiff.methods.experiment import Facts
@@ -123,11 +123,11 @@ class RunFolder:
             texts.keep_tokenizer(self.data, self.folder)
         trainer = Trainer(
             recipe.denoiser(recipe.training.seed),
-            self.data,
+            recipe.encoded(self.data),
             recipe.objective,
             recipe.training,
             self.folder,
-            validation=self.heldout,
+            validation=recipe.encoded(self.heldout),
             sample=self._periodic_grid,
             resume=self.resume,
             quiet=quiet,
@@ -142,11 +142,13 @@ class RunFolder:
     def finish(self, against: Sequence[str | Path] = (), num: int | None = None, seed: int = 0) -> dict[str, Any]:
         """Sample, evaluate, and write metrics.json, the pictures and the report page; returns the metrics."""
         heldout = self._other(against) if against else self.heldout
-        real = heldout.batch(range(len(heldout)))["x"]
-        model, most = self.model(), len(real) if heldout.vocab is None else min(len(real), MOST_TEXTS)
+        most = len(heldout) if heldout.vocab is None else min(len(heldout), MOST_TEXTS)
+        most = min(most, scans.MOST) if scans.are_volumes(heldout) else most
+        real = heldout.batch(range(most if scans.are_volumes(heldout) else len(heldout)))["x"]
+        model = self.model()
         made = draw_samples(model, self.recipe, heldout, num=most if num is None else num, seed=seed)
         scores = self._scores(made, real) if heldout.vocab is None else texts.scores(model, self.data, heldout, made.x)
-        if made.truth is not None and len(self.data.shape) == 3:
+        if made.truth is not None and (len(self.data.shape) == 3 or scans.are_volumes(self.data)):
             scores["psnr"] = float(psnr(made.x, made.truth).mean())
             if min(self.data.shape[1:]) >= SSIM_WINDOW:
                 scores["ssim"] = float(ssim(made.x, made.truth).mean())
@@ -162,7 +164,9 @@ class RunFolder:
         return metrics
 
     def _scores(self, made: Drawing, real: Tensor) -> dict[str, Any]:
-        """Distances, and accuracy by a judge; only the count where there are too few rows to compare."""
+        """Distances, and accuracy by a judge; only the count for volumes, and for too few rows to compare."""
+        if scans.are_volumes(self.data):
+            return {"samples": len(made.x)}
         train = self.data.batch(range(min(len(self.data), 20_000)))["x"]
         if min(len(made.x), len(real), len(train)) < FEWEST:
             return {"samples": len(made.x)}
@@ -193,7 +197,9 @@ class RunFolder:
             save_grid(made, folder / "samples" / f"step-{step:06d}.png")
 
     def _pictures(self, made: Drawing) -> None:
-        if len(self.data.shape) == 3:
+        if scans.are_volumes(self.data):
+            save_grid(made, self.folder / "samples.png")
+        elif len(self.data.shape) == 3:
             shown = _grid_size(self.data)
             grid = draw_samples(self.model(), self.recipe, self.heldout, num=shown, seed=0)
             save_grid(grid, self.folder / "samples.png")
@@ -228,7 +234,11 @@ class RunFolder:
             title=f"{self.recipe.method} on {self.data.name}",
             subtitle=f"condiff run {folder.name}: {self.recipe.training.steps} steps, seed {self.recipe.training.seed}",
             metrics=metrics,
-            pictures=[("Samples", folder / "samples.png"), ("Training", folder / "curves.png")],
+            pictures=[
+                ("Samples", folder / "samples.png"),
+                ("Samples", folder / "samples.txt"),
+                ("Training", folder / "curves.png"),
+            ],
             data=self.data.describe(),
             config=tree(self.config()),
             commands=[f"condiff sample {folder}", f"condiff evaluate {folder}", f"condiff cite {self.recipe.method}"],

@@ -7,7 +7,16 @@ from condiff.sampling.corrector import PredictorCorrector
 from condiff.sampling.density import ItoDensity, ito_likelihood
 from condiff.sampling.energy import KineticEnergy
 from condiff.sampling.grid import Grid, Power, Shifted, Uniform
-from condiff.sampling.hooks import ClipResidual, ClipX0, Displace, DynamicThreshold, MeanShift, Record, X0Replace
+from condiff.sampling.hooks import (
+    ClipDecoded,
+    ClipResidual,
+    ClipX0,
+    Displace,
+    DynamicThreshold,
+    MeanShift,
+    Record,
+    X0Replace,
+)
 from condiff.sampling.inpaint import Inpaint, repaint_grid
 from condiff.sampling.inversion import Inversion, invert
 from condiff.sampling.joint import JointSolver
@@ -42,6 +51,7 @@ __all__ = [
     "AdamsBashforth",
     "Adaptive",
     "BetaSigmas",
+    "ClipDecoded",
     "ClipResidual",
     "ClipX0",
     "Consistency",

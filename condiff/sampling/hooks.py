@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue
+from condiff.codecs import Codec
+from condiff.errors import BadType, BadValue
 from condiff.process.algebra import Weight, scale
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
@@ -34,6 +35,41 @@ class ClipX0(Hook):
 
     def prediction(self, prediction: Prediction, run: Run) -> Prediction:
         return prediction.set("x0", prediction.x0.clamp(self.low, self.high))
+
+
+@dataclass(frozen=True)
+class ClipDecoded(Hook):
+    """x0 clipped to ``[low, high]`` where it is decoded: ``encode(clamp(decode(x0)))`` (Friedrich 2024, WDM).
+
+    Bounds on the latents themselves would be something else: a wavelet coefficient says nothing alone. A codec that
+    isn't an exact inverse of itself adds its own error at every step.
+
+    Args:
+        codec: the configuration of a codec without weights, such as :class:`condiff.codecs.HaarConfig`, or a codec.
+    """
+
+    codec: Any
+    low: float = field(default=-1.0, metadata={"infinite": True})
+    high: float = field(default=1.0, metadata={"infinite": True})
+    _built: dict[torch.device, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise BadValue(f"ClipDecoded needs low < high, got {self.low} and {self.high}")
+        if not hasattr(self.codec, "build") and not isinstance(self.codec, Codec):
+            raise BadType(f"ClipDecoded needs a codec, or its configuration, got {self.codec!r}")
+
+    def prediction(self, prediction: Prediction, run: Run) -> Prediction:
+        x0 = prediction.x0
+        codec = self._on(x0.device)
+        return prediction.set("x0", codec.encode(codec.decode(x0).clamp(self.low, self.high)))
+
+    def _on(self, device: torch.device) -> Codec:
+        if isinstance(self.codec, Codec):
+            return self.codec
+        if device not in self._built:
+            self._built[device] = self.codec.build().to(device)
+        return self._built[device]
 
 
 @dataclass(frozen=True)
