@@ -129,7 +129,7 @@ def restored(model: Trained, y: Tensor, steps: int, seed: int) -> Tensor:
 
 def reproduce(budget: str = "small") -> Reproduction:
     """PSNR of restored digits: RDDM with two pairs of heads, and diffusion beside the picture with two targets."""
-    lab = experiment.Lab("rddm", budget, steps=1200, data=degraded_digits("train"))
+    lab = experiment.Lab("rddm", budget, steps=400, data=degraded_digits("train"))
     facts, rows = Facts.of(degraded_digits("train")), degraded_digits("test")
     held = rows.batch(range(len(rows)))
     recipes = {
