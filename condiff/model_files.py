@@ -109,7 +109,9 @@ def load_model(
     return denoiser.to(device).eval()
 
 
-def _build(config: Mapping[str, Any], network: nn.Module | None, process: Process | TokenProcess | None) -> Denoiser | Heads | TokenDenoiser:
+def _build(
+    config: Mapping[str, Any], network: nn.Module | None, process: Process | TokenProcess | None
+) -> Denoiser | Heads | TokenDenoiser:
     """The denoiser of a configuration, of one network or of several, of tokens where it says ``time_free``."""
     if "time_free" in config:
         return TokenDenoiser.from_config(config, network=network, process=cast("TokenProcess | None", process))

@@ -25,7 +25,12 @@ def summary(metrics: dict[str, Any], folder: Path) -> str:
     for key, value in metrics.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             lines.append(f"  {key:<24} {value:.4g}")
-    looks = [("report.html", "everything on one page"), ("samples.png", "samples"), ("samples.txt", "samples"), ("curves.png", "training curves")]
+    looks = [
+        ("report.html", "everything on one page"),
+        ("samples.png", "samples"),
+        ("samples.txt", "samples"),
+        ("curves.png", "training curves"),
+    ]
     lines += ["", f"look at  {folder}/"]
     lines += [f"  {name:<20} {what}" for name, what in looks if (folder / name).exists()]
     return "\n".join([*lines, "", f"more samples: condiff sample {folder}"])

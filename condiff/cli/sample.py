@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from condiff.cli.options import Flag, OptionalFloat, OptionalInt, OptionalPath, OptionalText, RunFolder, Several
+from condiff.cli.options import (
+    Flag,
+    Many,
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+    RunFolder,
+    Several,
+    flat,
+)
 from condiff.cli.output import note, show_json
 
 
@@ -15,9 +25,10 @@ class Sample:
     Try:
       condiff sample runs/digits
       condiff sample runs/digits --label 3 --num 64 --guidance 2 --steps 12 --out threes.png
-      condiff sample runs/digits --label 3 --label 5 --superpose and
+      condiff sample runs/digits --label 3 --label 5 --superpose and --out both.png
       condiff sample runs/foggy-to-clear --condition new_foggy/ --out restored/
       condiff sample runs/corpus --num 4 --prefix "Once upon" --suffix "the end." --top-p 0.9
+      condiff sample runs/scans --condition new/t1.nii.gz new/pd.nii.gz --out new/t2.nii.gz
       condiff sample runs/waves --condition height=2.5 --num 100 --out waves.npz
     """
 
@@ -30,8 +41,8 @@ class Sample:
     label: Several = ()
     """Class name or index; repeat for several, taken in turn."""
 
-    condition: Several = ()
-    """NAME=VALUE, or a file: a picture, a folder of them, .npy, .npz; by default those of held-out data."""
+    condition: Many = ()
+    """NAME=VALUE, or files: pictures, scans of one case, a folder, .npy, .npz; by default those of held-out data."""
 
     solver: OptionalText = None
     """Update rule, such as ddim, dpmpp-2m, unipc, euler, heun; the run's own by default."""
@@ -91,7 +102,7 @@ class Sample:
     """cpu, cuda, cuda:1, mps."""
 
     out: OptionalPath = None
-    """A .png grid, a folder of pictures, .txt, or .npz / .npy arrays; RUN/samples-SEED.png (.txt, .npz) by default."""
+    """A .png grid, a folder, .nii.gz, .txt, or .npz / .npy arrays; RUN/samples-SEED.png (.txt, .npz) by default."""
 
     overwrite: Flag = False
     """Replace the output file if it is there."""
@@ -106,7 +117,7 @@ class Sample:
             self.folder,
             num=self.num,
             labels=self.label,
-            conditions=self.condition,
+            conditions=flat(self.condition),
             solver=self.solver,
             steps=self.steps,
             guidance=self.guidance,

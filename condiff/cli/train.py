@@ -6,7 +6,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from condiff.cli.options import Flag, OptionalFloat, OptionalInt, OptionalPath, OptionalText, Several, Source
+from condiff.cli.options import (
+    Flag,
+    Many,
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+    Several,
+    Source,
+    flat,
+)
 from condiff.cli.output import note, show_json, summary
 
 
@@ -20,12 +30,13 @@ class Train:
       condiff train arrays --data waves.npz --method edm --steps 5000
       condiff train text --data corpus.txt
       condiff train text --data corpus.txt --tokenizer bpe --length 128
+      condiff train volumes --data scans/ --target t2 --condition t1 pd --method cwdm
       condiff train digits --set network.width=128 --set training.ema=[0.99,0.999]
       condiff train --resume runs/digits
     """
 
     source: Source = None
-    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, text, arrays, parquet, hub."""
+    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, volumes, text, arrays, parquet, hub."""
 
     data: Several = ()
     """Folder, file or Hub name; twice for pairs (degraded, then clean) and unpaired (source, then target)."""
@@ -41,6 +52,12 @@ class Train:
 
     tokenizer: OptionalText = None
     """"char", "bpe" (learnt from the text), or a tokenizer's .json file; "char" by default."""
+
+    target: OptionalText = None
+    """Of volumes: the modality that is to be made, as the files' names say it."""
+
+    condition: Many = ()
+    """Of volumes: the modalities that it is made from."""
 
     option: Several = ()
     """KEY=VALUE for any option of the data, such as flip=true, range=[0,1] or cond=["age"]."""
@@ -133,7 +150,8 @@ class Train:
             raise BadValue("say what to train on: condiff train digits, condiff train images --data FOLDER, ...")
         options = {"size": self.size} if self.size is not None else {}
         options |= {"skip_bad": True} if self.skip_bad else {}
-        words = {"length": self.length, "tokenizer": self.tokenizer}
+        words = {"length": self.length, "tokenizer": self.tokenizer, "target": self.target}
+        words |= {"condition": list(flat(self.condition))} if self.condition else {}
         options |= {k: v for k, v in words.items() if v is not None}
         options |= parse(self.option)
         if self.labels is not None:

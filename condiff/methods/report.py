@@ -54,6 +54,13 @@ def _image(path: Path, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
+def _shown(path: Path, heading: str) -> str:
+    """A picture, or a text as it is."""
+    if path.suffix == ".txt":
+        return f"<pre>{html.escape(path.read_text(encoding='utf-8'))}</pre>"
+    return _image(path, heading)
+
+
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
 
@@ -89,7 +96,7 @@ def write(
     """Write the page.
 
     Args:
-        pictures: (heading, PNG file) in order; files that don't exist are left out.
+        pictures: (heading, PNG or text file) in order; files that don't exist are left out.
         data: what was understood of the data.
         config: the configuration as text.
         commands: what to type next.
@@ -101,7 +108,7 @@ def write(
     ]
     for heading, picture in pictures:
         if picture.exists():
-            parts.append(f"<h2>{html.escape(heading)}</h2>{_image(picture, heading)}")
+            parts.append(f"<h2>{html.escape(heading)}</h2>{_shown(picture, heading)}")
     for heading, text in (("Data", data), ("Configuration", config), ("Next", "\n".join(commands))):
         parts.append(f"<h2>{heading}</h2><pre>{html.escape(text)}</pre>")
     page = (

@@ -72,7 +72,9 @@ def order_bound(
     """
     process = denoiser.process
     if not isinstance(process, TokenProcess) or not process.visible_is_clean:
-        raise Incompatible(f"the any-order bound belongs to absorbing diffusion, such as Absorbing(vocab), not {process}")
+        raise Incompatible(
+            f"the any-order bound belongs to absorbing diffusion, such as Absorbing(vocab), not {process}"
+        )
     if law not in LAWS:
         raise unknown("law of the masks", law, LAWS)
     if draws < 1 or rows < 1:
@@ -116,9 +118,7 @@ def _order(
     return total
 
 
-def _missed(
-    denoiser: Any, truth: TokenPrediction, x: Tensor, where: Tensor, cond: Conditions, rows: int
-) -> Tensor:
+def _missed(denoiser: Any, truth: TokenPrediction, x: Tensor, where: Tensor, cond: Conditions, rows: int) -> Tensor:
     """``sum -log c_i`` over the chosen positions, (B,) float64."""
     out = []
     for part in torch.arange(len(x), device=x.device).split(rows):
