@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from condiff.conditions import Conditions, as_conditions
-from condiff.denoiser import Denoises
+from condiff.denoiser import Denoises, device_of
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.guidance import Guided
 from condiff.process import Level, PrincipalLaw, Process, Teleport
@@ -21,7 +21,7 @@ from condiff.process.oracles import low_rank
 from condiff.process.principal_law import check_path
 from condiff.random import as_source
 from condiff.sampling.grid import Grid, Uniform
-from condiff.sampling.loop import _device, as_grid, sample
+from condiff.sampling.loop import as_grid, sample
 from condiff.sampling.solver import Solver
 from condiff.typing import Float, Tensor
 
@@ -181,7 +181,7 @@ def teleport(
         >>> x = teleport(model, law, solver=Heun(), grid=Karras(), steps=18, num=16, seed=0)
     """
     times = as_grid(grid, steps, denoiser.process)
-    device = options.get("device") or _device(denoiser)
+    device = options.get("device") or device_of(denoiser)
     cond = as_conditions(cond, getattr(denoiser, "kinds", None), device)
     if sigma is not None:
         skip = None if skip == "auto" else skip
@@ -273,7 +273,7 @@ class _Probe:
             raise BadValue(
                 f"at noise / data = {level.noise / level.data:.4g} the model's prediction of x0 is {found.gap:.2f} "
                 f"deviations of the data away from that of the statistics (at most {FARTHEST}): are they of the data, "
-                "and in the range (images in [-1, 1], scaled latents), that it was trained on?"
+                "and in the range (images in [-1, 1], scaled latents), that it was trained on? Was it trained enough?"
             )
         if found.explained < least:
             raise BadValue(
