@@ -23,9 +23,15 @@ Several = Annotated[
     ),
     tyro.conf.UseAppendAction,
 ]
+Many = Annotated[tuple[tuple[str, ...], ...], _plain("TEXT..."), tyro.conf.UseAppendAction]  # --x a b, or --x a --x b
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Source = Annotated[str | None, tyro.conf.Positional, _plain("SOURCE")]
 RunFolder = Annotated[Path, tyro.conf.Positional, _plain("RUN")]
 Slug = Annotated[str, tyro.conf.Positional, _plain("METHOD")]
 SomePath = Annotated[Path | None, tyro.conf.Positional, _plain("PATH")]
 Pictures = Annotated[Path, tyro.conf.Positional, _plain("PICTURES")]
+
+
+def flat(groups: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """All words of a :data:`Many`, in order."""
+    return tuple(word for group in groups for word in group)
