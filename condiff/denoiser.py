@@ -272,6 +272,16 @@ class Denoiser(nn.Module):
         return f"process={self.process}, target={self.targets}, precondition={self.precondition}, shape={self.shape}"
 
 
+def device_of(denoiser: Any, like: Tensor | None = None) -> torch.device:
+    """Where the weights are. Without any, and for offloaded ones, which lie nowhere until a call, where ``like`` is, or
+    the CPU."""
+    parameters: Any = getattr(denoiser, "parameters", None)
+    first = None if parameters is None else next(iter(parameters()), None)
+    if first is not None and first.device.type != "meta":
+        return first.device
+    return torch.device("cpu") if like is None else like.device
+
+
 def part_config(value: Any) -> Any:
     """A part as JSON-ready data, or a note of the type of one that condiff doesn't publish."""
     if dataclasses.is_dataclass(value):

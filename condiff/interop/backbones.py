@@ -1,7 +1,7 @@
 """diffusers networks behind the interface of condiff's: ``network(x, time, cond) -> Tensor | (Tensor, aux)``.
 
-Each computes in its own dtype and answers in that of the state. Absent conditions are what the pipeline itself gives
-for them: the empty prompt, the class after the last.
+Each computes in its own dtype and answers like the state; weights may be offloaded. Absent conditions are what the
+pipeline itself gives for them: the empty prompt, the class after the last.
 """
 
 from __future__ import annotations
@@ -34,9 +34,17 @@ class Backbone(nn.Module):
         return next(self.net.parameters()).dtype
 
     def call(self, x: Tensor, time: Tensor, **told: Any) -> Tensor:
-        """The network's sample, in x's dtype."""
+        """The network's sample, like x."""
         out = self.net(x.to(self.dtype), timestep=time * self.time_scale, return_dict=False, **told)[0]
-        return out.to(x.dtype)
+        return out.to(x)
+
+
+def split_variance(out: Tensor, channels: int) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    """What was said, and as ``aux["variance"]`` the second half of twice as many outputs: a variance head."""
+    if out.shape[1] == channels:
+        return out
+    said, variance = out.chunk(2, dim=1)
+    return said, {"variance": variance}
 
 
 def need(cond: Conditions, name: str, what: str) -> Condition:
@@ -64,19 +72,30 @@ def filled(entry: Condition, null: Tensor | None, name: str) -> Tensor:
     return torch.where(keep, entry.value, null)
 
 
+def check_labels(labels: Tensor, last: int) -> Tensor:
+    """
+    Raises:
+        BadValue: labels outside [0, last].
+    """
+    if int(labels.max()) > last or int(labels.min()) < 0:
+        raise BadValue(f"labels lie in [0, {last}], got {int(labels.min())} .. {int(labels.max())}")
+    return labels
+
+
 class Plain2D(Backbone):
-    """``UNet2DModel``: unconditional, or with class labels that are always given."""
+    """``UNet2DModel``: unconditional, or with class labels that are always given; see :func:`split_variance`."""
 
     def __init__(self, net: Any, time_scale: float = 1.0) -> None:
         super().__init__(net, time_scale)
         classes = net.config.num_class_embeds
         self.condition_kinds = {"label": "label"} if classes else {}  # type: ignore[misc]
 
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
-        if not self.condition_kinds:
-            return self.call(x, time)
-        labels = filled(need(cond, "label", "a class"), None, "label")
-        return self.call(x, time, class_labels=labels)
+    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        told = {}
+        if self.condition_kinds:
+            labels = filled(need(cond, "label", "a class"), None, "label")
+            told["class_labels"] = check_labels(labels, self.net.config.num_class_embeds - 1)
+        return split_variance(self.call(x, time, **told), x.shape[1])
 
 
 class TextTokens(Backbone):
@@ -95,6 +114,32 @@ class TextTokens(Backbone):
     def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
         tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
         return self.call(x, time, encoder_hidden_states=tokens.to(self.dtype))
+
+
+class TextAndSize(Backbone):
+    """``UNet2DConditionModel`` of Stable Diffusion XL: conditions ``prompt`` (B, L, D), ``pooled`` (B, P) and ``size``
+    (B, 6): height and width of the original, top and left of the crop, height and width of the sample, in pixels.
+
+    Rows without a prompt are told their size all the same, as in the pipeline.
+
+    Args:
+        null: (L, D) and (P,), for rows without a prompt.
+    """
+
+    condition_kinds: ClassVar[dict[str, str]] = {"prompt": "tokens", "pooled": "vector", "size": "vector"}
+
+    def __init__(self, net: Any, null: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__(net)
+        tokens, pooled = null or (None, None)
+        self.register_buffer("null", tokens, persistent=False)
+        self.register_buffer("null_pooled", pooled, persistent=False)
+
+    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
+        tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
+        pooled = filled(need(cond, "pooled", "a pooled prompt"), self.null_pooled, "pooled")  # type: ignore[arg-type]
+        size = need(cond, "size", "the size of the picture").value
+        added = {"text_embeds": pooled.to(self.dtype), "time_ids": size.to(self.dtype)}
+        return self.call(x, time, encoder_hidden_states=tokens.to(self.dtype), added_cond_kwargs=added)
 
 
 class TextAndPooled(Backbone):
@@ -121,8 +166,7 @@ class TextAndPooled(Backbone):
 class Classes(Backbone):
     """``DiTTransformer2DModel``: condition ``label``; the class after the last means none.
 
-    Where the network has twice as many outputs as inputs, the second half is its variance head, as
-    ``aux["variance"]``.
+    See :func:`split_variance`.
     """
 
     condition_kinds: ClassVar[dict[str, str]] = {"label": "label"}
@@ -131,13 +175,7 @@ class Classes(Backbone):
         null = self.net.config.num_embeds_ada_norm
         entry = cond.get("label")
         labels = torch.full(x.shape[:1], null, device=x.device) if entry is None else _or(entry, null)
-        if int(labels.max()) > null or int(labels.min()) < 0:
-            raise BadValue(f"labels lie in [0, {null - 1}], got {labels.min()} .. {labels.max()}")
-        out = self.call(x, time, class_labels=labels)
-        if out.shape[1] == x.shape[1]:
-            return out
-        said, variance = out.chunk(2, dim=1)
-        return said, {"variance": variance}
+        return split_variance(self.call(x, time, class_labels=check_labels(labels, null)), x.shape[1])
 
 
 def _or(entry: Condition, null: int) -> Tensor:

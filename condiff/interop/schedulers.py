@@ -33,7 +33,8 @@ def process_of(scheduler: Any) -> tuple[Gaussian, str]:
         return Gaussian(Rectified()), "velocity"
     if not hasattr(scheduler, "alphas_cumprod"):
         raise Incompatible(
-            f"{type(scheduler).__name__} has neither a table of betas nor flow sigmas: give process= and target="
+            f"{type(scheduler).__name__} has neither a table of betas nor flow sigmas: build the Denoiser from the "
+            "network, its process and its target yourself"
         )
     target = config.get("prediction_type", "epsilon")
     if target not in PREDICTIONS:

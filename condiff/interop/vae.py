@@ -16,7 +16,8 @@ class VAE(Codec):
     """``z = (mean - shift_factor) scaling_factor``, with both numbers from the autoencoder's configuration.
 
     Args:
-        vae: ``AutoencoderKL`` and its kin; not copied, put into evaluation mode. It computes in its own dtype.
+        vae: ``AutoencoderKL`` and its kin; not copied, put into evaluation mode. It computes in its own dtype, and
+            where it is offloaded, on the device that it is brought to.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -34,18 +35,23 @@ class VAE(Codec):
         return self.vae.config.latent_channels, shape[1] // factor, shape[2] // factor
 
     def analysis(self, x: Tensor, ref: Any = None) -> Tensor:
-        return self._posterior(x).mean.to(x.dtype)
+        return self._posterior(x).mean.to(x)
 
     def synthesis(self, raw: Tensor, side: Any = None) -> Tensor:
-        return self.vae.decode(raw.to(self.vae.dtype), return_dict=False)[0].to(raw.dtype)
+        return self.vae.decode(self._placed(raw), return_dict=False)[0].to(raw)
 
     def draw(self, x: Tensor, rng: int | Source) -> Tensor:
         """A draw from the posterior of the latent instead of its mean: (B, 3, H, W) -> (B, C, h, w)."""
         self.latent_shape(x.shape[1:])
         posterior = self._posterior(x)
-        noise = as_source(rng).normal(posterior.mean.shape, posterior.mean.dtype, x.device)
-        raw = (posterior.mean + posterior.std * noise).to(x.dtype)
+        noise = as_source(rng).normal(posterior.mean.shape, posterior.mean.dtype, posterior.mean.device)
+        raw = (posterior.mean + posterior.std * noise).to(x)
         return (raw - self.shift) / self.scale
 
     def _posterior(self, x: Tensor) -> Any:
-        return self.vae.encode(x.to(self.vae.dtype)).latent_dist
+        return self.vae.encode(self._placed(x)).latent_dist
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """x as the autoencoder takes it; the hooks of an offloaded one move its weights, not its input."""
+        hook = getattr(self.vae, "_hf_hook", None)
+        return x.to(getattr(hook, "execution_device", None) or x.device, self.vae.dtype)

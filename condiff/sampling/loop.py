@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from condiff.conditions import Conditions, as_conditions
-from condiff.denoiser import Denoises
+from condiff.denoiser import Denoises, device_of
 from condiff.errors import BadType, BadValue
 from condiff.fields import checked
 from condiff.process.algebra import Weight
@@ -41,7 +41,7 @@ class Hook:
         checked(cls)
 
     def start(self, run: Run) -> None:
-        """Before the first step of a trajectory: begin anew, refuse ``run.solver`` and ``run.levels`` that don't fit."""
+        """Before the first step of a trajectory: begin anew, refuse what doesn't fit in ``run``."""
 
     def before(self, x: Tensor, run: Run) -> Tensor:
         """The state at the start of a step (at ``run.t``): displace it, replace its known part."""
@@ -275,7 +275,7 @@ def sample(
         raise BadValue("give one of seed=, seeds=, rng=")
     source = as_source(given[0] if given else None)
     if device is None:
-        device = _device(denoiser) if initial is None else _device_of(initial)
+        device = device_of(denoiser) if initial is None else _device_of(initial)
     cond = as_conditions(cond, getattr(denoiser, "kinds", None), device)
     process = denoiser.process
     times = as_grid(grid, steps, process)
@@ -343,12 +343,6 @@ def _check_prior(prior: Any) -> None:
 
 def _device_of(x: Any) -> torch.device:
     return next(iter(x.values())).device if isinstance(x, dict) else x.device
-
-
-def _device(denoiser: Any) -> torch.device:
-    parameters: Any = getattr(denoiser, "parameters", None)
-    first = None if parameters is None else next(iter(parameters()), None)
-    return first.device if first is not None else torch.device("cpu")
 
 
 def _count(num: int | None, cond: Conditions, seeds: Sequence[int] | None, initial: Any = None) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from condiff.conditions import Conditions, as_conditions
-from condiff.denoiser import Denoises
+from condiff.denoiser import Denoises, device_of
 from condiff.derivatives import draw_probes, jvp, neighbours, whole_times
 from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.process.gaussian import Process
@@ -83,7 +83,7 @@ def measure_statistics(
     process = denoiser.process
     if not isinstance(process, Process) or process.has_source:
         raise Incompatible(f"these statistics are of a path from noise to data, not of {process}")
-    cond = as_conditions(cond, getattr(denoiser, "kinds", None), _device(denoiser, data))
+    cond = as_conditions(cond, getattr(denoiser, "kinds", None), device_of(denoiser, data))
     if rate not in RATES:
         raise unknown("rate", rate, RATES)
     if nodes < 1 or batch < 1:
@@ -93,7 +93,7 @@ def measure_statistics(
     lam = torch.linspace(*ends, nodes + 1, dtype=torch.float64)
     levels = process.levels(process.time(2.0 * lam))
     states = _States(denoiser, levels, data, cond, samples, shape, as_source(rng), dtype, rate)
-    if whole_times(denoiser, states.x[:batch].to(_device(denoiser, states.x)), levels[0], cond.rows(slice(0, batch))):
+    if whole_times(denoiser, states.x[:batch].to(device_of(denoiser, states.x)), levels[0], cond.rows(slice(0, batch))):
         states.rate = "forward"  # nodes may lie closer than the levels that it tells apart
     begin = getattr(denoiser, "start", None)
     if begin is not None:
@@ -126,7 +126,7 @@ class _States:
     ) -> None:
         self.levels, self.data, self.cond, self.rate = levels, data, cond, rate
         self.count = _count(data, cond, samples)
-        device = _device(denoiser) if data is None else data.device
+        device = device_of(denoiser) if data is None else data.device
         if data is not None:
             if not data.dtype.is_floating_point:
                 raise BadType(f"data must be a floating point tensor, got {data.dtype}")
@@ -193,7 +193,7 @@ def _measure(denoiser: Denoises, states: _States, j: int, batch: int) -> _Moment
 
 def _evaluate(denoiser: Denoises, states: _States, j: int, rows: slice) -> tuple[Tensor, ...]:
     """E[z], ``v (J v)``, and the three parts of :class:`_Change`, without ``l noise E[z] / data`` at a derivative."""
-    level, cond, device = states.levels[j], states.cond.rows(rows), _device(denoiser, states.x)
+    level, cond, device = states.levels[j], states.cond.rows(rows), device_of(denoiser, states.x)
     x, v = states.x[rows].to(device), states.probes[rows].to(device)
     noise, along = jvp(denoiser, x, level, cond, kind="noise", dx=v)
     ratio = float(level.d_data / level.data)
@@ -281,10 +281,3 @@ def _counted(count: int, progress: bool) -> Any:
     from tqdm.auto import tqdm
 
     return tqdm(range(count), desc="measuring", unit="level", leave=False)
-
-
-def _device(denoiser: Any, like: Tensor | None = None) -> torch.device:
-    parameters: Any = getattr(denoiser, "parameters", None)
-    first = None if parameters is None else next(iter(parameters()), None)
-    like = like if first is None else first
-    return torch.device("cpu") if like is None else like.device

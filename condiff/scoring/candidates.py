@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from condiff.conditions import Conditions, as_conditions
+from condiff.denoiser import device_of
 from condiff.errors import BadValue, Incompatible, NonFinite
 from condiff.guidance import Guided
 from condiff.process import Process
@@ -99,8 +100,9 @@ def candidate_errors(
         out.append(torch.stack([measure(said, truth).to(x.device) for measure in measures]))
     errors = torch.cat(out, 1).reshape(len(measures), len(x), few, draws)
     if not bool(torch.isfinite(errors).all()):
-        bad = (~torch.isfinite(errors)).nonzero()[0].tolist()
-        raise NonFinite(f"the error of sample {bad[1]} under candidate {bad[2]} at t = {float(times[bad[3]]):g} is NaN")
+        _, row, place, draw = (~torch.isfinite(errors)).nonzero()[0].tolist()
+        which = f"of sample {row} under candidate {int(choice[row, place])} at t = {float(times[draw]):g}"
+        raise NonFinite(f"the error {which} is not finite")
     return errors
 
 
@@ -137,19 +139,20 @@ def check_candidates(denoiser: Any, candidates: Any) -> Conditions:
         raise Incompatible(
             f"{type(denoiser).__name__} is a guided model, whose errors estimate no likelihood: unwrap it"
         )
-    parameters = next(iter(denoiser.parameters()), None) if hasattr(denoiser, "parameters") else None
-    out = as_conditions(candidates, kinds, None if parameters is None else parameters.device)
+    out = as_conditions(candidates, kinds, device_of(denoiser))
     if not out.batch:
         raise BadValue("there are no candidates: give conditions such as {'label': torch.arange(10)}")
-    if len({_bytes(out, i) for i in range(out.batch)}) < out.batch:
+    if len(set(_fingerprints(out))) < out.batch:
         raise BadValue(f"two of the {out.batch} candidates are equal: list each once")
     return out
 
 
-def _bytes(candidates: Conditions, i: int) -> bytes:
-    """What tells a candidate from others: its values."""
-    digest = hashlib.sha256()
+def _fingerprints(candidates: Conditions) -> list[bytes]:
+    """What tells a candidate from the others: its values, and which of them are absent."""
+    digests = [hashlib.sha256() for _ in range(candidates.batch or 0)]
     for entry in candidates.values():
-        value = entry.value[i].detach().cpu()
-        digest.update((value.float() if value.dtype.is_floating_point else value).numpy().tobytes())
-    return digest.digest()
+        value = entry.value.detach().cpu()
+        rows = (value.float() if value.dtype.is_floating_point else value).numpy()
+        for digest, row, keep in zip(digests, rows, entry.kept().tolist(), strict=True):
+            digest.update(row.tobytes() if keep else b"absent")
+    return [digest.digest() for digest in digests]

@@ -97,7 +97,8 @@ class DiffusionClassifier:
     @property
     def _levels(self) -> int:
         table = getattr(getattr(self.denoiser.process, "schedule", None), "steps", None)
-        return self.levels or (table if isinstance(table, int) else LEVELS)
+        known = table if isinstance(table, int) else LEVELS
+        return known if self.levels is None else self.levels
 
     def _check_stages(self) -> None:
         keeps, count = [keep for _, keep in self.stages], self._count

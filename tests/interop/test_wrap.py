@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import DPMSolverMultistepScheduler, EDMEulerScheduler, UniPCMultistepScheduler
-from tiny import ddpm, dit, sd3, stable_diffusion
+from tiny import ddpm, dit, sd3, stable_diffusion, stable_diffusion_xl, text_unet
 
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.guidance import Free
@@ -100,6 +101,45 @@ def test_sd3_equals_its_pipeline():
     torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
+@pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "empty prompt"])
+def test_stable_diffusion_xl_equals_its_pipeline(zeros):
+    pipe, start = stable_diffusion_xl(zeros=zeros), latents()
+    theirs = pipe(PROMPTS, num_inference_steps=5, guidance_scale=5.0, latents=start, output_type="latent").images
+    wrapped = wrap(pipe)
+    guided, cond = Free(wrapped.denoiser, scale=5.0), wrapped.encode(PROMPTS)
+    assert cond["size"].value.tolist() == [[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]] * 2
+    ours = sample(guided, cond=cond, solver=DDIM(), grid=wrapped.grid(5), initial=start)
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+    with pytest.raises(BadValue, match="told the size of the picture"):
+        wrapped.denoiser(start, 0.5, {name: cond[name] for name in ("prompt", "pooled")})
+
+
+def test_both_branches_of_guidance_are_one_call():
+    pipe = stable_diffusion()
+    seen, call = [], pipe.unet.forward
+    pipe.unet.forward = lambda x, **told: seen.append(len(x)) or call(x, **told)
+    sd = wrap(pipe)
+    Free(sd.denoiser, scale=5.0)(latents(), 0.5, sd.encode(PROMPTS))
+    assert seen == [4]
+
+
+@pytest.mark.parametrize("make", [stable_diffusion, dit], ids=["prompts", "classes"])
+def test_offloaded_weights_stay_where_they_are(make):
+    told = PROMPTS if make is stable_diffusion else [3, 5]
+    plain, pipe = wrap(make()), make()
+    net = pipe.unet if make is stable_diffusion else pipe.transformer
+    cpu_offload(net, torch.device("cpu"))
+    cpu_offload(pipe.vae, torch.device("cpu"))
+    assert next(net.parameters()).device.type == "meta"
+    wrapped = wrap(pipe)
+    options = {"solver": DDIM(), "grid": plain.grid(3), "seed": 0}
+    ours, theirs = (sample(Free(w.denoiser, scale=3.0), cond=w.encode(told), **options) for w in (wrapped, plain))
+    assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        assert torch.equal(wrapped.codec.decode(ours), plain.codec.decode(theirs))
+    assert next(net.parameters()).device.type == "meta"
+
+
 def test_unconditional_pixels():
     wrapped = wrap(ddpm())
     assert wrapped.codec is None and wrapped.denoiser.shape == (3, 8, 8)
@@ -110,6 +150,21 @@ def test_unconditional_pixels():
         torch.testing.assert_close(said, wrapped.pipeline.unet(x, 399.0).sample)
     with pytest.raises(Incompatible, match="unconditional"):
         wrapped.encode([1])
+
+
+def test_pixels_with_a_variance_head_or_classes():
+    pipe = ddpm(out_channels=6)
+    said = wrap(pipe).denoiser(latents((2, 3, 8, 8)), 0.4)
+    with torch.no_grad():
+        mean, head = pipe.unet(latents((2, 3, 8, 8)), 399.0).sample.chunk(2, dim=1)
+    torch.testing.assert_close(said.noise, mean)
+    torch.testing.assert_close(said.aux["variance"], head)
+    classes = wrap(ddpm(num_class_embeds=5))
+    assert classes.denoiser(latents((2, 3, 8, 8)), 0.4, classes.encode([0, 4])).noise.shape == (2, 3, 8, 8)
+    with pytest.raises(BadValue, match=r"labels lie in \[0, 4\], got 2 .. 5"):
+        classes.denoiser(latents((2, 3, 8, 8)), 0.4, {"label": [2, 5]})
+    with pytest.raises(Incompatible, match="absent in some rows"):
+        Free(classes.denoiser, scale=2.0)(latents((2, 3, 8, 8)), 0.4, classes.encode([0, 4]))
 
 
 def test_images_to_latents_and_back():
@@ -139,6 +194,29 @@ def test_a_size_in_pixels():
     assert wrap(stable_diffusion(), size=(32, 24)).denoiser.shape == (4, 16, 12)
     with pytest.raises(BadValue, match="multiples of 2"):
         wrap(stable_diffusion(), size=(33, 24))
+
+
+def test_a_network_of_one_size_and_patches():
+    assert wrap(dit(), size=(16, 16)).denoiser.shape == (4, 8, 8)
+    with pytest.raises(BadValue, match="multiples of 4"):
+        wrap(dit(), size=(18, 16))
+    with pytest.raises(BadValue, match=r"one size, \(16, 16\) pixels"):
+        wrap(dit(), size=(20, 16))
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: stable_diffusion(unet=text_unet(in_channels=9)), "takes 9 channels and gives 4"),
+        (lambda: stable_diffusion(unet=text_unet(num_class_embeds=7)), "more than a prompt .num_class_embeds = 7"),
+        (lambda: stable_diffusion(unet=stable_diffusion_xl().unet), "more than a prompt .addition_embed_type"),
+        (lambda: ddpm(class_embed_type="timestep"), "told 'timestep' embeddings"),
+    ],
+    ids=["inpainting", "noise levels", "half an XL", "embeddings"],
+)
+def test_networks_that_are_told_more_are_refused(make, match):
+    with pytest.raises(Incompatible, match=match):
+        wrap(make())
 
 
 def test_what_is_no_known_pipeline_is_refused():

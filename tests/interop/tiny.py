@@ -14,6 +14,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
@@ -48,26 +49,45 @@ def vae(channels=4, **options):
 def ddpm(seed=0, **options):
     torch.manual_seed(seed)
     net = UNet2DModel(
-        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16), norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), **options,
+        sample_size=8, in_channels=3, block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        **{"out_channels": 3, **options},
     )  # fmt: skip
     return DDPMPipeline(net, DDPMScheduler(clip_sample=False))
 
 
-def stable_diffusion(seed=0, prediction_type="epsilon", **options):
+def text_unet(dims=32, **options):
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=dims, attention_head_dim=2,
+        norm_num_groups=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **options,
+    ).eval()  # fmt: skip
+
+
+def stable_diffusion(seed=0, prediction_type="epsilon", unet=None, **options):
     """Stable Diffusion 1.5's classes; with ``v_prediction`` and zero terminal SNR, 2.1's."""
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=32, attention_head_dim=2,
-        norm_num_groups=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+    unet = text_unet() if unet is None else unet
     scheduler = DDIMScheduler(
         **STABLE, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type, **options
     )
     pipe = StableDiffusionPipeline(
-        vae(), CLIPTextModel(text_config()).eval(), tokenizer(), unet.eval(), scheduler, None, None,
+        vae(), CLIPTextModel(text_config()).eval(), tokenizer(), unet, scheduler, None, None,
         requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stable_diffusion_xl(seed=0, zeros=True):
+    torch.manual_seed(seed)
+    size = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    unet = text_unet(64, **size, projection_class_embeddings_input_dim=6 * 8 + 32)
+    encoders = CLIPTextModel(text_config()).eval(), CLIPTextModelWithProjection(text_config()).eval()
+    scheduler = DDIMScheduler(**STABLE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    pipe = StableDiffusionXLPipeline(
+        vae(), *encoders, tokenizer(), tokenizer(), unet, scheduler, force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe

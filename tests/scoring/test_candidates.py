@@ -358,6 +358,7 @@ def test_condition_use_refuses_what_it_cannot_tell():
         ({"stages": ((1001, 1),)}, "1001 noise levels"),
         ({"classes": [0, 1]}, "as many classes"),
         ({"trials": 0}, "at least 1"),
+        ({"levels": 0}, "10 noise levels were asked for of 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -370,6 +371,8 @@ def test_bad_candidates_and_models_are_refused():
         DiffusionClassifier(denoiser=oracle(), candidates={})
     with pytest.raises(BadValue, match="are equal"):
         DiffusionClassifier(denoiser=oracle(), candidates={"label": torch.tensor([1, 2, 1])})
+    given = Condition(torch.tensor([1, 1]), "label", keep=torch.tensor([True, False]))
+    DiffusionClassifier(denoiser=oracle(), candidates={"label": given})  # a class, and none at all
     plain = mixture(DDPM, means(), stds=1.0)
     with pytest.raises(Incompatible, match="unconditional"):
         DiffusionClassifier(denoiser=plain, candidates={"label": torch.arange(2)})
@@ -393,9 +396,22 @@ class Broken(Deaf):
         return p.set("noise", torch.full_like(x_t, math.nan))
 
 
+class BrokenForThree(Deaf):
+    """Fails for candidate 3, once it is compared with few others."""
+
+    def __call__(self, x_t, t, cond=None):
+        p = oracle()(x_t, t, cond)
+        far = (cond["label"].value == 3) & (p.level.t > 0.6)
+        return p.set("noise", torch.where(far[:, None], math.inf, p.noise))
+
+
 def test_errors_that_are_not_numbers_are_refused():
     with pytest.raises(NonFinite, match="sample 0 under candidate 0"):
         classifier(Broken()).scores(samples(2)[0])
+    x = means()[3:] + 0.01  # candidate 3 is the first of those that stay
+    assert stage_indices(1000, [1, 3]) == [[499], [166, 832]]
+    with pytest.raises(NonFinite, match=r"sample 0 under candidate 3 at t = 0\.833 is not finite"):
+        classifier(BrokenForThree(), stages=((1, 2), (3, 1))).scores(x)
     with pytest.raises(BadValue, match="squared errors"):
         Error(loss="l1", weight="elbo")
     for options in ({"loss": "l3"}, {"target": "eps"}, {"weight": "snr"}):
