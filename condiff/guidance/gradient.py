@@ -33,7 +33,7 @@ from condiff.guidance.guided import (
     strength,
 )
 from condiff.process import Level, Prediction, algebra
-from condiff.process.algebra import Weight, finite, scale
+from condiff.process.algebra import Weight, finite, rms, scale
 from condiff.process.prediction import row
 
 PerSample = Callable[[Tensor, Level, Conditions], Tensor]
@@ -133,13 +133,9 @@ def normalised(grad: Tensor, norm: str | None, like: Tensor | None) -> Tensor:
     """The gradient as it is, scaled to unit RMS per sample, or to the RMS of ``like``."""
     if norm is None:
         return grad
-    rms = _rms(grad)
-    wanted = _rms(like) if norm == "relative" and like is not None else torch.ones_like(rms)
-    return grad * torch.where(rms > 0.0, wanted / torch.where(rms > 0.0, rms, 1.0), 0.0)
-
-
-def _rms(x: Tensor) -> Tensor:
-    return x.flatten(1).square().mean(1).sqrt().reshape(-1, *(1,) * (x.ndim - 1))
+    size = rms(grad)
+    wanted = rms(like) if norm == "relative" and like is not None else torch.ones_like(size)
+    return grad * torch.where(size > 0.0, wanted / torch.where(size > 0.0, size, 1.0), 0.0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

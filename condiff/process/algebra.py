@@ -48,6 +48,11 @@ def combine(*terms: tuple[Weight, Tensor]) -> Tensor:
 # while torch.compile or torch.func traces there are none.
 
 
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of each sample, (B, ...) -> (B, 1, ...)."""
+    return x.flatten(1).square().mean(1).sqrt().reshape(-1, *(1,) * (x.ndim - 1))
+
+
 def readable(x: Tensor) -> bool:
     """Whether the values may be read at no cost."""
     return (

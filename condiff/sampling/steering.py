@@ -12,7 +12,7 @@ from torch import Tensor
 
 from condiff.errors import BadValue, Incompatible
 from condiff.fields import checked
-from condiff.process.algebra import Weight
+from condiff.process.algebra import Weight, rms
 from condiff.process.level import Level
 from condiff.sampling.loop import Hook, Run
 
@@ -120,8 +120,3 @@ class Nudge(Hook):
         length = rms(g)
         # Where the gradient vanishes there is no direction, and nothing moves.
         return x + share * size * g / torch.where(length > 0.0, length, 1.0)
-
-
-def rms(x: Tensor) -> Tensor:
-    """Root mean square of each sample, (B, 1, ...)."""
-    return x.flatten(1).square().mean(1).sqrt().reshape(-1, *(1,) * (x.ndim - 1))
