@@ -51,6 +51,7 @@ LARGE = 64**3  # voxels from which on network and training are the paper's
 SIDE, CASES, TESTS = 32, 100, 20  # of the phantoms
 WINDOW = 7  # voxels that structural similarity looks at together
 STEPS = 50
+WIDTH = 16  # of the network that three seeds can afford
 
 
 def recipe(facts: Facts, low: float = 3.0) -> Recipe:
@@ -111,9 +112,9 @@ def voxels(facts: Facts) -> Recipe:
     return replace(own, method="voxels", network=there, sampler=sampler, codec=None)
 
 
-def smaller(chosen: Recipe) -> Recipe:
-    """With a network that three seeds can afford."""
-    return replace(chosen, network=replace(chosen.network, width=16))
+def with_width(chosen: Recipe, width: int) -> Recipe:
+    """The recipe with other channels of the network's first level, which all others are multiples of."""
+    return replace(chosen, network=replace(chosen.network, width=width))
 
 
 def made(model: Trained, data: Data, indices: Sequence[int], steps: int = STEPS, seed: int = 0) -> Tensor:
@@ -168,7 +169,7 @@ def reproduce(budget: str = "small") -> Reproduction:
     data, test = phantoms(CASES, SIDE), phantoms(TESTS, SIDE, seed=10_000)
     lab = Lab("cwdm", budget, steps=150, data=data, batch=4)
     facts, truth = Facts.of(data), test.batch(range(TESTS))["x"]
-    own, there = (smaller(chosen) for chosen in (recipe(facts), voxels(facts)))
+    own, there = (with_width(chosen, WIDTH) for chosen in (recipe(facts), voxels(facts)))
     simple = {"linear regression": regression(data, test), "mean": regression(data, test, mean_only=True)}
     score = {
         "PSNR": lambda x: round(float(psnr(x, truth).mean()), 3),

@@ -69,6 +69,7 @@ def environment() -> dict[str, Any]:
         "metrics": ("torchmetrics", "scipy"),
         "ode": ("torchdiffeq",),
         "data": ("PIL", "pyarrow"),
+        "volumes": ("nibabel",),
         "text": ("tokenizers",),
         "hf": ("datasets", "huggingface_hub", "diffusers"),
     }
