@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: the command line needs an extra: pip install 'condiff[cli]'", file=sys.stderr)
         return 2
     try:
-        code = _parse(tyro, argv).run()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = _parse(tyro, argv).run()
         sys.stdout.flush()
         return code
     except (BadValue, BadType, BadFile, Incompatible, MissingExtra) as error:
@@ -77,6 +80,11 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
         description=DESCRIPTION,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    """A line; where in the code it was raised is nothing to who types commands."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -1,6 +1,7 @@
 """``condiff sample --superpose``: several classes at once."""
 
 import json
+import warnings
 
 import pytest
 
@@ -64,3 +65,12 @@ def test_bad_input_is_said_in_a_line(trained, tmp_path, capsys, words, said):
 def test_an_unknown_mode(trained, tmp_path, capsys):
     words = ["--label", "3", "--label", "5", "--superpose", "nand", "--num", "1", "--out", tmp_path / "no.png"]
     assert "unknown mode 'nand'" in run(capsys, "sample", trained, *words, code=2).err
+
+
+def test_a_warning_is_a_line_without_the_code_that_raised_it(trained, tmp_path, capsys):
+    few = ["--label", "3", "--label", "5", "--superpose", "or", "--num", "1", "--steps", "10"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        error = run(capsys, "sample", trained, *few, "--out", tmp_path / "few.png").err
+    (line,) = [line for line in error.splitlines() if "warning" in line.lower()]
+    assert line.startswith("warning: ") and ".py" not in error
