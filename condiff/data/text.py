@@ -33,6 +33,9 @@ class TokenData(Data):
         BadValue: ids outside [0, vocab), another vocabulary than the tokenizer's, less than one window.
     """
 
+    vocab: int  # pyright: ignore[reportIncompatibleVariableOverride]: always known here
+    tokenizer: Tokenizer | None
+
     def __init__(
         self,
         ids: Tensor,
@@ -102,7 +105,7 @@ class TokenData(Data):
                     f"of {held_out:g}: give more text, or a smaller length"
                 )
             named = f"{self.name}/{word}"
-            notes = self.notes if word == "train" else ()
+            notes = tuple(self.notes) if word == "train" else ()
             parts.append(
                 TokenData(
                     ids, self.length, self.vocab, self.tokenizer, shift=shift, seed=self.seed, name=named, notes=notes

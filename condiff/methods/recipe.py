@@ -88,7 +88,8 @@ class Recipe:
             network = self.network.build()
         self._check_endpoint()
         times = as_grid(self.sampler.grid, self.sampler.steps, self.process)
-        self.sampler.solver.plan(self.process.levels(times))  # a solver that can't be is refused before training
+        levels: Any = self.process.levels(times)
+        self.sampler.solver.plan(levels)  # a solver that can't be is refused before training
         if isinstance(self.process, TokenProcess):
             shape, told = self.network.shape, getattr(self.network, "time", True)
             return TokenDenoiser(network, self.process, shape, time_free=not told)

@@ -22,10 +22,8 @@ from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
 from condiff.data import Data, Pictures, Subset, TensorData, Unpaired, digits, open_data, split
 from condiff.data.open import options as source_options
-from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadValue, NonFinite
 from condiff.files import write_json
-from condiff.heads import Heads
 from condiff.methods import report, scans, settings, texts
 from condiff.methods.catalogue import find
 from condiff.methods.drawing import Drawing, draw_samples, save_grid
@@ -34,7 +32,6 @@ from condiff.methods.judge import judge_of
 from condiff.methods.recipe import Recipe
 from condiff.metrics import evaluate, psnr, ssim
 from condiff.model_files import load_model
-from condiff.token_denoiser import TokenDenoiser
 from condiff.training import Status, Trainer
 
 FEWEST = 6  # rows that distances between distributions need
@@ -135,8 +132,8 @@ class RunFolder:
         )
         return trainer.fit()
 
-    def model(self, weights: str = "ema", device: Any = None) -> Denoiser | Heads | TokenDenoiser:
-        """The trained model."""
+    def model(self, weights: str = "ema", device: Any = None) -> Any:
+        """The trained model: a denoiser of values or of tokens."""
         return load_model(self.weights, weights, device=check_device(device or default_device()))
 
     def finish(self, against: Sequence[str | Path] = (), num: int | None = None, seed: int = 0) -> dict[str, Any]:
