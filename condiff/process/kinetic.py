@@ -130,19 +130,24 @@ def kinetic_optimal(separation: Separation, nodes: int = 129) -> Tabulated:
     """
     if nodes < 8:
         raise BadValue(f"a table needs at least 8 nodes, got {nodes}")
-    q = math.sqrt(separation.power)
     angle = _angles(separation, nodes)
     # Where the data move for free any angle is as good: a little phi everywhere makes it rise with the angle.
     lifted = separation.phi(angle) + FLOOR * angle
     d_angle = lifted[-1] / (separation.root_h(angle) + FLOOR)
-    q, total, f = math.sqrt(separation.power), separation.angle, lifted / lifted[-1]
-    far, near = _sine(f, total), q * _sine(1.0 - f, total)
-    d_far, d_near, norm = torch.cos(f * total), -q * torch.cos((1.0 - f) * total), far + near
+    end, total, f = math.sqrt(separation.power), separation.angle, lifted / lifted[-1]  # end: the radius of the data
+    far, near = _sine(f, total), end * _sine(1.0 - f, total)
+    d_far, d_near, norm = torch.cos(f * total), -end * torch.cos((1.0 - f) * total), far + near
     t, d_t = near / norm, (d_near * far - near * d_far) / norm**2
-    r = q * _sine(torch.ones_like(f[:1]), total) / norm
+    r = end * _sine(torch.ones_like(f[:1]), total) / norm
     d_r = -r * (d_far + d_near) / norm
     sin, cos = torch.sin(angle), torch.cos(angle)
-    curves = t, r * sin / q, r * cos, (d_r * sin + r * cos * d_angle) / (q * d_t), (d_r * cos - r * sin * d_angle) / d_t
+    curves = (
+        t,
+        r * sin / end,
+        r * cos,
+        (d_r * sin + r * cos * d_angle) / (end * d_t),
+        (d_r * cos - r * sin * d_angle) / d_t,
+    )
     return _table(*(x.flip(0) for x in curves))
 
 

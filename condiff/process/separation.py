@@ -55,7 +55,7 @@ def points_separation(
         x = u * values
     path = Gaussian(Cosine())
     scaled = _reached(path, power, roots)
-    errors = _errors(empirical(path, x), x, None, scaled, math.sqrt(power), draws, rng, batch=1024)
+    errors = _errors(empirical(path, x), x, None, scaled, math.sqrt(power), draws, rng, batch=1024, exact=True)
     return from_mse_curve(scaled, (errors / (dims * power)).tolist(), end=1.0, power=power, of=of)
 
 
@@ -156,8 +156,13 @@ def _errors(
     draws: int,
     rng: Source,
     batch: int,
+    exact: bool = False,
 ) -> Tensor:
-    """Mean ``|x0 - E[x0 | x_t]|^2`` of a sample at each of the rising roots; 0 once it has become negligible."""
+    """Mean ``|x0 - E[x0 | x_t]|^2`` of a sample at each of the rising roots; 0 once it has become negligible.
+
+    Args:
+        exact: the denoiser is the posterior mean over x itself, which :func:`_combined` needs.
+    """
     if draws < 1:
         raise BadValue(f"draws must be at least 1, got {draws}")
     # Each noise with both signs, on rows in random order: less variance for the same number of evaluations.
@@ -165,18 +170,42 @@ def _errors(
     rows = torch.argsort(rng.uniform((len(x),)))[torch.arange(half) % len(x)].repeat(2)[:draws]
     noise = rng.normal((half, *x.shape[1:]), x.dtype)
     noise, size = torch.cat([noise, -noise])[:draws], float(x.double().square().sum() / len(x))
+    each = size / noise[0].numel()  # the variance of an entry
     for i, root in enumerate(scaled):
-        t = denoiser.process.time(torch.tensor(2.0 * math.log(root / scale), dtype=torch.float64))
+        u = root / scale
+        level = denoiser.process.at(float(denoiser.process.time(torch.tensor(2.0 * math.log(u), dtype=torch.float64))))
+        slope, errors, gaps = u * each / (1.0 + u * u * each), [], []
         for part in torch.arange(draws).split(batch):
             some = x[rows[part]]
             given = None if cond is None else {k: v[rows[part]] for k, v in cond.items()}
-            truth = denoiser.process.forward(some, float(t), noise=noise[part])
+            x_t = denoiser.process.forward(some, level, noise=noise[part]).x_t
             with torch.no_grad():
-                error = denoiser(truth.x_t, truth.level, given).x0.double() - some.double()
-            out[i] += float(error.square().sum()) / draws
-        if out[i] * (1.0 + root * root) < 1e-6 * size:
+                said = denoiser(x_t, level, given).x0.double()
+            errors.append(_squared(said - some.double()))
+            if exact:
+                gaps.append(_squared(said - slope / level.noise * x_t.double()))
+        mean = torch.cat(errors).mean()
+        linear = (1.0 - slope * u) ** 2 * size + slope**2 * noise[0].numel()
+        out[i] = _combined(torch.cat(errors), linear - torch.cat(gaps)) if exact else mean
+        if mean * (1.0 + root * root) < 1e-6 * size:
             break
     return out
+
+
+def _squared(x: Tensor) -> Tensor:
+    return x.square().flatten(1).sum(1)
+
+
+def _combined(first: Tensor, second: Tensor) -> Tensor:
+    """The mean of two samples of one expectation that isn't negative, in the proportion of the least variance.
+
+    Here: ``|x0 - m|^2``, which is exact at low noise, and ``E|x0 - k y|^2 - |m - k y|^2`` for the best linear estimate
+    ``k y`` of x0, exact at high noise; equal on average since the posterior mean m is orthogonal to its error.
+    """
+    gap = second - first
+    spread = gap.var(correction=0)
+    share = -((first - first.mean()) * gap).mean() / spread if spread > 0.0 else 0.0
+    return (first + share * gap).mean().clamp_min(0.0)
 
 
 def from_mse_curve(
