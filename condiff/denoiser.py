@@ -172,6 +172,8 @@ class Denoiser(nn.Module):
             there are targets.
     """
 
+    space: str | None = None  # what its samples are, where they are latents: those of other autoencoders don't mix
+
     def __init__(
         self,
         network: nn.Module,
@@ -227,7 +229,9 @@ class Denoiser(nn.Module):
         where the network is told all that it needs to know of the level (:class:`Told`); else see
         :class:`condiff.process.Retimed`.
         """
-        return Denoiser(self.network, process, self.targets, self.precondition, self.shape).train(self.training)
+        new = Denoiser(self.network, process, self.targets, self.precondition, self.shape).train(self.training)
+        new.space = self.space
+        return new
 
     def config(self) -> dict[str, Any]:
         """Everything needed to build it again, weights apart, as JSON-ready data; see :meth:`from_config`.

@@ -140,6 +140,11 @@ class Given(Guided):
 
 
 def check_members(denoisers: Sequence[Denoises]) -> None:
+    """
+    Raises:
+        BadValue: no denoisers.
+        Incompatible: different processes, or latents of different autoencoders.
+    """
     if not denoisers:
         raise BadValue("at least one denoiser is needed")
     for denoiser in denoisers:
@@ -150,3 +155,6 @@ def check_members(denoisers: Sequence[Denoises]) -> None:
             raise Incompatible(
                 f"denoisers of different processes can't be combined: {first} and {other.process}; re-time one of them"
             )
+    spaces = sorted({space for d in denoisers if (space := getattr(d, "space", None)) is not None})
+    if len(spaces) > 1:
+        raise Incompatible(f"denoisers of different latents can't be combined: {' and '.join(spaces)}")

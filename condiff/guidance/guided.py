@@ -57,6 +57,11 @@ class Guided(ABC):
         """What the first member predicts, where it says so."""
         return getattr(self.members[0], "targets", None)
 
+    @property
+    def space(self) -> str | None:
+        """What the first member's samples are; see :class:`~condiff.denoiser.Denoiser`."""
+        return getattr(self.members[0], "space", None)
+
     def parameters(self) -> Iterator[Tensor]:
         """Of the networks inside."""
         for member in self.members:

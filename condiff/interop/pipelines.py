@@ -83,6 +83,7 @@ def wrap(pipe: Any, size: tuple[int, int] | None = None) -> Wrapped:
     process, target = process_of(pipe.scheduler)
     shape = (net.config.in_channels, *latent)
     denoiser = Denoiser(backbone, process, target, Plain(index=not is_flow(pipe.scheduler)), shape=shape)
+    denoiser.space = None if codec is None else codec.space
     return Wrapped(denoiser.eval(), codec, pipe, encode)
 
 

@@ -27,6 +27,14 @@ class VAE(Codec):
         self.scale.fill_(1.0 / vae.config.scaling_factor)
         self.shift.fill_(getattr(vae.config, "shift_factor", None) or 0.0)
 
+    @property
+    def space(self) -> str:
+        """What its latents are, in words: they mix with those of the same class and scale only."""
+        scale, shift = 1.0 / float(self.scale), float(self.shift)
+        return f"latents of {type(self.vae).__name__} scaled by {scale:g}" + (
+            f", shifted by {shift:g}" if shift else ""
+        )
+
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         channels, factor = self.vae.config.in_channels, self.factor
         if len(shape) != 3 or shape[0] != channels or any(n % factor for n in shape[1:]):

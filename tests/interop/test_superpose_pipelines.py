@@ -5,7 +5,7 @@ import torch
 from tiny import dit, sd3, stable_diffusion
 
 from condiff.errors import Incompatible
-from condiff.guidance import Given, Superpose
+from condiff.guidance import Free, Given, Superpose
 from condiff.interop import wrap
 from condiff.process import Moments
 from condiff.sampling import DDIM, DDPM, ItoDensity, ito_likelihood, sample, trajectory
@@ -112,5 +112,9 @@ def test_pipelines_that_do_not_go_together():
     assert wider.denoiser.shape != sd.denoiser.shape
     with pytest.raises(Incompatible, match="differ in shape"):
         Superpose([sd.denoiser, wider.denoiser])
+    other = stable_diffusion()
+    other.vae.register_to_config(scaling_factor=0.13025)
+    with pytest.raises(Incompatible, match=r"scaled by 0\.13025 and latents of AutoencoderKL scaled by 0\.18215"):
+        Superpose([sd.denoiser, Free(wrap(other).denoiser, scale=2.0)])
     with pytest.raises(Incompatible, match="adds 0 times the noise"):
         sample(Superpose(sd.denoiser, each(sd, PROMPTS)), num=1, solver=DDIM(), grid=sd.grid(50), seed=0)
