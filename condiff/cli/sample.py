@@ -63,7 +63,7 @@ class Sample:
     """"and" (likely under every --label), "or" (under any) or "average": all of them at once, by their densities."""
 
     start: OptionalFloat = None
-    """Begin at this time below 1 with as many steps; together with --init."""
+    """Begin at this time below 1, with as many steps; from pure noise without --init, which is better."""
 
     init: OptionalPath = None
     """Statistics of the data (condiff i2v-stats): begin from the normal law that fits them best."""

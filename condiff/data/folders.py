@@ -157,7 +157,7 @@ def _framing(size: Any, channels: Any, crop: Any, flip: bool, filter: str, backg
 def _find(root: Path) -> tuple[list[Path], list[Refused]]:
     """The pictures below a folder, sorted by name, and a note about what else lies there."""
     if not root.is_dir():
-        raise BadFile(f"no such folder: {root}")
+        raise BadFile(f"{root} is a file, not a folder of pictures" if root.is_file() else f"no such folder: {root}")
     files = [f for f in root.rglob("*") if f.is_file() and not _HIDDEN.search(f.relative_to(root).as_posix())]
     found = sorted((f for f in files if f.suffix.lower() in SUFFIXES), key=lambda f: f.relative_to(root).as_posix())
     others = Counter(f.suffix or "(no suffix)" for f in files if f.suffix.lower() not in SUFFIXES)

@@ -84,8 +84,12 @@ def population_separation(
     """
     rng = as_source(rng)
     x = _checked(x)
-    if len(x) < 4 or draws < 1 or not widths or min(widths) < 0.0:
-        raise BadValue(f"four samples, a draw and widths >= 0 are needed, got {len(x)}, {draws} and {list(widths)}")
+    if len(x) < 4:
+        raise BadValue(f"four samples or more are needed, got {len(x)}")
+    if draws < 1:
+        raise BadValue(f"draws must be at least 1, got {draws}")
+    if not widths or min(widths) < 0.0:
+        raise BadValue(f"widths are one number >= 0 or more, got {list(widths)}")
     x = x[torch.argsort(rng.uniform((len(x),)))[: 2 * MOST]]
     power, path, count = _power(x), Gaussian(Cosine()), len(x)
     scale = math.sqrt(power)

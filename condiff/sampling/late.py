@@ -63,6 +63,8 @@ def first_index(process: Process, times: Tensor, skip: int | None = None, sigma:
     last = len(times) - 2
     if skip is not None and (isinstance(skip, bool) or not isinstance(skip, int) or skip < 0):
         raise BadValue(f"skip is a number of steps >= 0, got {skip!r}")
+    if sigma is not None and not sigma > 0.0:
+        raise BadValue(f"sigma is noise over data, above 0, got {sigma}")
     if sigma is None:
         index = skip or 0
     else:
@@ -73,7 +75,8 @@ def first_index(process: Process, times: Tensor, skip: int | None = None, sigma:
             raise BadValue(f"sigma = {sigma} lies above the first level of the grid, {first.noise / first.data:.6g}")
         index = low.index(True) if any(low) else last + 1
     if index > last:
-        raise BadValue(f"a start at skip={skip}, sigma={sigma} leaves no step of the grid's {last + 1}")
+        place = f"skip={skip}" if sigma is None else f"sigma={sigma}"
+        raise BadValue(f"a start at {place} leaves no step of the grid's {last + 1}")
     return index
 
 

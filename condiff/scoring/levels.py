@@ -18,7 +18,7 @@ def level_indices(levels: int, count: int) -> list[int]:
         BadValue: more indices than levels, or none.
     """
     if not 1 <= count <= levels:
-        raise BadValue(f"{count} noise levels were asked for of {levels}")
+        raise BadValue(f"{count} noise levels were asked for of {levels}: at least one, and no more than there are")
     stride = levels // count
     return list(range(stride // 2, levels, stride))[:count]
 

@@ -98,6 +98,8 @@ def test_empty_and_missing_folders(tmp_path):
         images(tmp_path)
     with pytest.raises(BadFile, match="no such folder"):
         images(tmp_path / "nowhere")
+    with pytest.raises(BadFile, match=r"notes.txt is a file, not a folder of pictures"):
+        images(tmp_path / "notes.txt")
 
 
 def test_sizes_that_differ_need_a_size(folder):

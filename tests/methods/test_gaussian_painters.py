@@ -404,6 +404,7 @@ RUN = {"solver": Heun(), "grid": GRID, "steps": 8, "num": 2, "seed": 0}
         ({"solver": DDIM}, BadType, "takes a solver"),
         ({"sigma": 100.0}, BadValue, "above the first level"),
         ({"sigma": 1e-4}, BadValue, "leaves no step"),
+        ({"sigma": 0.0}, BadValue, "above 0"),
         ({"skip": 8}, BadValue, "leaves no step"),
         ({"skip": -1}, BadValue, "skip"),
         ({"skip": None}, BadValue, "either"),

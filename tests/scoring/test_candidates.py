@@ -77,6 +77,11 @@ def test_stages_are_of_the_published_sizes(counts, new):
     assert len(set(flat)) == len(flat) and 0 <= min(flat) <= max(flat) < 1000
 
 
+def test_a_count_of_levels_is_refused_with_what_is_possible():
+    with pytest.raises(BadValue, match="0 noise levels .* at least one"):
+        level_indices(1000, 0)
+
+
 @pytest.mark.parametrize("counts", [(), (0,), (5, 5), (10, 5), (1001,), (0, 5)])
 def test_bad_counts_of_levels_are_refused(counts):
     with pytest.raises(BadValue, match="level"):
