@@ -6,6 +6,7 @@ stays in sight (``condiff.css``), so that eighteen solvers fit beside each other
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,22 +30,40 @@ class Compositions(Directive):
 
     def run(self) -> list[nodes.Node]:
         rows = stored()[self.arguments[0]]
-        reasons: dict[str, int] = {}
+        columns = list(next(iter(rows.values())))
+        why = _reasons(rows)
+        numbers = {reason: k for k, reason in enumerate(dict.fromkeys(why.values()), start=1)}
         body = [[nodes.entry("", nodes.paragraph(text=name), classes=["name"])] for name in rows]
-        for line, row in zip(body, rows.values(), strict=True):
-            line += [_cell(outcome, reasons) for outcome in row.values()]
-        head = [nodes.entry("", nodes.paragraph(text=name)) for name in ("", *next(iter(rows.values())))]
-        out: list[nodes.Node] = [nodes.container("", _table(head, body), classes=["compositions"])]
-        if reasons:
-            items = [nodes.list_item("", nodes.paragraph(text=why)) for why in reasons]
-            out.append(nodes.paragraph(text="Numbers say why a pair is refused:"))
+        for line, (name, row) in zip(body, rows.items(), strict=True):
+            line += [_cell(row[c][0], numbers.get(why.get((name, c), ""))) for c in columns]
+        head = [nodes.entry("", nodes.paragraph(text=name)) for name in ("", *columns)]
+        table = _table(head, body)
+        table.insert(0, nodes.title(text=self.arguments[0].replace(" x ", " × ")))
+        out: list[nodes.Node] = [nodes.container("", table, classes=["compositions"])]
+        if numbers:
+            items = [nodes.list_item("", nodes.paragraph(text=reason)) for reason in numbers]
+            named = "; … is the name of its row or column" if "…" in "".join(numbers) else ""
+            out.append(nodes.paragraph(text=f"Numbers say why a pair is refused{named}:"))
             out.append(nodes.enumerated_list("", *items, enumtype="arabic", suffix=".", classes=["reasons"]))
         return out
 
 
-def _cell(outcome: list[str], reasons: dict[str, int]) -> nodes.entry:
-    kind, why = outcome
-    text, name = MARKS[kind] if kind in MARKS else (str(reasons.setdefault(why, len(reasons) + 1)), "refused")
+def _reasons(rows: Mapping[str, Mapping[str, list[str]]]) -> dict[tuple[str, str], str]:
+    """``(row, column)`` -> why it is refused; reasons that differ by the name of the row or column become one."""
+    cells = {(r, c): why for r, row in rows.items() for c, (kind, why) in row.items() if kind == "refused"}
+    for axis in (1, 0):
+        blank = {pair: re.sub(rf"(?<!\w){re.escape(pair[axis])}(?!\w)", "…", why) for pair, why in cells.items()}
+        shared = {text for text in blank.values() if len({cells[k] for k, one in blank.items() if one == text}) > 1}
+        cells = {pair: blank[pair] if blank[pair] in shared else why for pair, why in cells.items()}
+    return {pair: _rounded(why) for pair, why in cells.items()}
+
+
+def _rounded(text: str) -> str:
+    return re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4g}", text)
+
+
+def _cell(kind: str, reason: int | None) -> nodes.entry:
+    text, name = MARKS[kind] if kind in MARKS else (str(reason), "refused")
     return nodes.entry("", nodes.paragraph(text=text), classes=[name])
 
 

@@ -16,7 +16,9 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
+from xml.etree import ElementTree
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
@@ -27,6 +29,10 @@ from sphinx.util import logging
 from condiff.methods import ENTRIES, find
 
 # Maths
+
+MATHML = "http://www.w3.org/1998/Math/MathML"
+APPLY = "\u2061"  # the invisible operator of function application
+ACCENTS = set("ˆˉ˙¨˜ˇ˘´`")
 
 
 def inline_math(writer: Any, node: nodes.math) -> None:
@@ -42,10 +48,32 @@ def block_math(writer: Any, node: nodes.math_block) -> None:
 def _mathml(node: nodes.Element, as_block: bool) -> str:
     """A formula as MathML; what docutils doesn't know (``\\big``, say, but ``\\bigl``) is a warning with its place."""
     try:
-        return tex2mathml(node.astext(), as_block=as_block)
+        return _polished(tex2mathml(node.astext(), as_block=as_block))
     except MathError as error:
         logging.getLogger(__name__).warning("%s In: %s", error, node.astext(), location=node)
         return html.escape(node.astext())
+
+
+def _polished(formula: str) -> str:
+    """Two things that docutils leaves to chance.
+
+    The index of ``\\hat{x}_0`` stands beside the letter, not below as that of a sum does; ``\\log q`` has a space.
+    """
+    ElementTree.register_namespace("", MATHML)
+    tree = ElementTree.fromstring(formula.replace("&ApplyFunction;", APPLY))
+    for node in tree.iter(f"{{{MATHML}}}munderover"):
+        base, below, above = node
+        if above.text in ACCENTS:
+            node.tag = f"{{{MATHML}}}msub"
+            over = ElementTree.Element(f"{{{MATHML}}}mover", accent="true")
+            over.extend([base, above])
+            node[:] = [over, below]
+    for row in tree.iter():
+        for node, after in pairwise(row):
+            if node.text == APPLY and after.text != "(":
+                node.tag, node.text = f"{{{MATHML}}}mspace", None
+                node.set("width", "0.17em")
+    return ElementTree.tostring(tree, encoding="unicode")
 
 
 # Docstrings
@@ -76,6 +104,7 @@ class Verdict(Directive):
             return [nodes.paragraph(text=text)]
         seeds = len(stored["seeds"])
         where = f"{stored['notes']}; {seeds} seeds, {stored['seconds']:.0f} s on {stored['machine']}."
+        where = where[0].upper() + where[1:]
         out: list[nodes.Node] = [nodes.paragraph("", "", nodes.strong(text=stored["verdict"].capitalize() + ":"))]
         out[0] += nodes.Text(f" {stored['claim']}. {where}")
         rows = []
@@ -129,14 +158,14 @@ class Methods(Directive):
         rows = []
         for entry in ENTRIES.values():
             stored = entry.verdict()
-            rows.append(
-                (entry.slug, entry.title, entry.arxiv, entry.summary, stored["verdict"] if stored else "not run")
-            )
+            page = nodes.reference("", entry.slug, internal=True, refuri=f"{entry.slug}.html")
+            paper = nodes.reference("", entry.arxiv, refuri=f"https://arxiv.org/abs/{entry.arxiv}")
+            rows.append((page, entry.title, paper, entry.summary, stored["verdict"] if stored else "not run"))
         return [table(("method", "paper", "arXiv", "what it is", "reproduction"), rows)]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> nodes.table:
-    """A plain table."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str | nodes.Node]]) -> nodes.table:
+    """A plain table of texts and links."""
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=20) for _ in head]
     group += nodes.thead("", _row(head))
@@ -144,8 +173,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> nodes.table:
     return nodes.table("", group)
 
 
-def _row(cells: Sequence[str]) -> nodes.row:
-    return nodes.row("", *(nodes.entry("", nodes.paragraph(text=html.unescape(cell))) for cell in cells))
+def _row(cells: Sequence[str | nodes.Node]) -> nodes.row:
+    def paragraph(cell: str | nodes.Node) -> nodes.paragraph:
+        return nodes.paragraph(text=html.unescape(cell)) if isinstance(cell, str) else nodes.paragraph("", "", cell)
+
+    return nodes.row("", *(nodes.entry("", paragraph(cell)) for cell in cells))
 
 
 def setup(app: Any) -> dict[str, Any]:
