@@ -78,7 +78,7 @@ def test_stages_are_of_the_published_sizes(counts, new):
 
 
 def test_a_count_of_levels_is_refused_with_what_is_possible():
-    with pytest.raises(BadValue, match="0 noise levels .* at least one"):
+    with pytest.raises(BadValue, match=r"0 noise levels .* at least one"):
         level_indices(1000, 0)
 
 
