@@ -96,7 +96,7 @@ def open_restorer(
     _, config = read_run(folder)
     recipe = from_config(config["recipe"])
     recipe = replace(recipe, sampler=override(recipe.sampler, solver=solver, steps=steps))
-    denoiser = load_model(folder, weights, device=check_device(device or default_device()))
+    denoiser: Any = load_model(folder, weights, device=check_device(device or default_device()))
     shape, kinds = tuple(denoiser.shape or ()), dict(denoiser.kinds)
     pictures = [name for name, kind in kinds.items() if kind in ("map", "endpoint")]
     if len(shape) != 3 or len(pictures) != 1 or len(kinds) != 1:
