@@ -74,24 +74,19 @@ def errors_of_the_start(m):
     out = {}
     for name, prior in (("noise", Moments()), ("init", moments_of_mixture(MEANS, WEIGHTS, STD).prior())):
         grid = Spaced("trailing", start=m)
-        x = sample(oracle, solver=DDIM(), grid=grid, steps=50, prior=prior, num=20_000, seed=0, dtype=F64)
+        x = sample(oracle, solver=DDIM(), grid=grid, steps=100, prior=prior, num=20_000, seed=0, dtype=F64)
         out[name] = float((x.mean(0) - WEIGHTS @ MEANS).norm())
         out[name + " modes"] = float(((x - MEANS[0]).norm(dim=1) < (x - MEANS[1]).norm(dim=1)).double().mean())
     return out
 
 
-@pytest.mark.parametrize("m", [1.0, 0.94])
+@pytest.mark.parametrize("m", [1.0, 0.94, 0.8])
 def test_analytic_init_takes_the_error_of_the_mean_away(m):
-    """At least five times, as long as the marginal is near a normal; the modes' shares follow."""
+    """At least five times, from any start; the shares of the modes follow."""
     errors = errors_of_the_start(m)
     assert errors["noise"] > 0.3
     assert errors["init"] < errors["noise"] / 5.0
-    assert abs(errors["init modes"] - 0.7) < 0.35 * abs(errors["noise modes"] - 0.7)
-
-
-def test_far_below_one_the_start_still_helps():
-    errors = errors_of_the_start(0.8)
-    assert errors["init"] < errors["noise"] / 4.0
+    assert abs(errors["init modes"] - 0.7) < abs(errors["noise modes"] - 0.7) / 4.0
 
 
 def test_without_sampling_noise_in_one_dimension():

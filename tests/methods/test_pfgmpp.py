@@ -329,8 +329,12 @@ def test_sigmas_are_positive_and_finite(sigma, error):
 def test_integers_are_refused():
     with pytest.raises(BadType, match="floating"):
         law(4.0).forward(torch.zeros(2, 3, dtype=torch.long), 0.5, rng=0)
-    with pytest.raises(BadValue, match="df > 0"):
-        StudentT(0.0)
+
+
+@pytest.mark.parametrize("df", [0.0, -3.0, math.nan, -math.inf])
+def test_degrees_of_freedom_are_positive(df):
+    with pytest.raises(BadValue, match=r"df > 0|finite"):
+        StudentT(df)
 
 
 # Stable targets
