@@ -26,9 +26,9 @@ class Statistics:
     """Mean and principal components of data, with which `condiff sample --teleport` skips the first steps.
 
     Try:
-      condiff statistics digits --out stats.safetensors
-      condiff statistics images --data cells/ --size 64 --rank 256 --out cells.safetensors
-      condiff sample runs/cells --teleport cells.safetensors --guidance 1 --solver heun
+      condiff statistics digits --label 3 --out threes.safetensors
+      condiff sample runs/digits --label 3 --teleport threes.safetensors --skip-sigma 8 --guidance 1 --solver heun
+      condiff statistics images --data faces/ --size 64 --rank 256 --out faces.safetensors
     """
 
     source: Source = None
@@ -47,7 +47,7 @@ class Statistics:
     """Components that are kept; all of small samples, 512 of large ones by default."""
 
     label: OptionalText = None
-    """Of one class only."""
+    """Of one class only, for a model that is told classes."""
 
     out: Path = Path("stats.safetensors")
     """The file to write."""

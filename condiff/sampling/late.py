@@ -273,10 +273,13 @@ class _Probe:
         """
         found, level = self.at(index), self.levels[index]
         if found.gap > FARTHEST:
+            told = " A model told a class needs statistics of that class (`condiff statistics --label`, class_laws)."
+            one_law = isinstance(self.law, PrincipalLaw)
             raise BadValue(
                 f"at noise / data = {level.noise / level.data:.4g} the model's prediction of x0 is {found.gap:.2f} "
                 f"deviations of the data away from that of the statistics (at most {FARTHEST}): are they of the data, "
                 "and in the range (images in [-1, 1], scaled latents), that it was trained on? Was it trained enough?"
+                + (told if one_law and "label" in self.cond else "")
             )
         if found.explained < least:
             raise BadValue(

@@ -73,6 +73,15 @@ def test_teleported_samples_take_fewer_calls(capsys, waves, trained, tmp_path):
     assert np.isfinite(np.load(tmp_path / "x.npz")["x"]).all()
 
 
+def test_a_model_told_classes_asks_for_statistics_of_the_class(capsys, tmp_path):
+    run(capsys, "statistics", "digits", "--out", tmp_path / "all.safetensors")
+    tiny = ["--set", "network.width=16", "--set", "network.depth=1", "--set", "network.heads=2", "--batch", "16"]
+    run(capsys, "train", "digits", "--steps", "3", "--out", tmp_path / "run", *tiny)
+    late = ["--teleport", tmp_path / "all.safetensors", "--guidance", "1", "--solver", "heun"]
+    said = run(capsys, "sample", tmp_path / "run", *late, "--out", tmp_path / "x.png", code=2)
+    assert "condiff statistics --label" in said.err and not (tmp_path / "x.png").exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
