@@ -192,13 +192,26 @@ def test_one_probe_is_exact_for_a_diagonal_gaussian():
     model = gaussian(VP, m.tolist(), cov=torch.diag(c).tolist())
     tables = measure_statistics(model, data=model.sample(3, rng=0, dtype=torch.float64), nodes=100, rng=1)
     levels = VP.levels(tables.times)
-    alpha, sigma = (torch.tensor([getattr(v, n) for v in levels])[:, None] for n in ("data", "noise"))
+    alpha, sigma = (torch.tensor([[getattr(v, n)] for v in levels], dtype=torch.float64) for n in ("data", "noise"))
     var = alpha**2 * c + sigma**2
-    torch.testing.assert_close(tables.l, sigma**2 / var, rtol=0, atol=1e-7)
+    torch.testing.assert_close(tables.l, sigma**2 / var, rtol=0, atol=1e-12)
     assert float(tables.s.abs().max()) == 0.0
     e = torch.exp(-2.0 * tables.nodes)[:, None]
     exact = 2.0 * m * c * e / (c + e) ** 2
     assert float((tables.b - exact)[1:-1].abs().max()) < 0.02 < 0.5 < float(exact.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rate", ["difference", "forward"])
+def test_where_f_is_nothing_but_round_off_it_has_no_slope(rate, dtype):
+    """Normal data of mean 0: all is linear, and the variance of what is left is that of rounding."""
+    model = gaussian(VP, [0.0, 0.0], cov=[[0.3, 0.0], [0.0, 1.7]])
+    tables = measure_statistics(model, data=model.sample(50, rng=0, dtype=dtype), nodes=100, rng=1, rate=rate)
+    assert float(tables.s.abs().max()) == 0.0
+    x = rand(4, 2)
+    said = sample(model, solver=DPMSolverV3(tables), grid=tables.grid(), steps=5, initial=x)
+    var = [model.process.at(t).data ** 2 * torch.tensor([0.3, 1.7]) + model.process.at(t).noise ** 2 for t in (1, 1e-3)]
+    torch.testing.assert_close(said, (var[1] / var[0]).sqrt() * x, rtol=1e-3, atol=0)
 
 
 def test_states_of_a_path_are_those_of_ddim():
