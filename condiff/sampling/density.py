@@ -165,7 +165,6 @@ class ItoDensity(Hook):
 def adds_noise(s: Level, run: Run) -> bool:
     """Whether a step to s counts: one to a noise-free level adds no noise, so that it tells no density.
 
-
     Raises:
         Incompatible: noise-free for some rows only.
     """
