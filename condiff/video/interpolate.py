@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -159,10 +160,13 @@ class Interpolator:
             for first in range(0, len(before), self.batch):
                 rows = slice(first, first + self.batch)
                 made.append(self.middle(before[rows], after[rows], steps=steps, side=side, seeds=seeds[rows]))
-                bar(len(made[-1]))
+                bar.update(len(made[-1]))
             return torch.cat(made)
 
-        return between(frames, rounds, middle)
+        try:
+            return between(frames, rounds, middle)
+        finally:
+            bar.close()  # what is said next, an error too, begins on a line of its own
 
     @torch.no_grad()
     def middle(
@@ -254,9 +258,9 @@ def _padded(frames: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
     return pad_to_multiple(frames, multiple)
 
 
-def _bar(progress: bool, total: int) -> Callable[[int], Any]:
+def _bar(progress: bool, total: int) -> Any:
     if not progress:
-        return lambda count: None
+        return SimpleNamespace(update=lambda count: None, close=lambda: None)
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc="interpolating", unit="frame", leave=False).update
+    return tqdm(total=total, desc="interpolating", unit="frame", leave=False)

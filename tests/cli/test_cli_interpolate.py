@@ -74,6 +74,7 @@ def test_bad_options_are_a_line_and_exit_code_2(capsys, street, options, message
     argv = ["interpolate", street / "clip", "--model", street / "run", "--out", street / "bad", *options]
     said = run(capsys, *argv, code=2)
     assert message in said.err and said.err.count("\n") == 1
+    assert said.err.rpartition("\r")[2].startswith("error: ")  # on a line of its own, after a bar that is gone
     assert not (street / "bad").exists()
 
 
