@@ -93,18 +93,19 @@ class Moments(Prior):
         """log-density of the initial state in nats, (B,) float64.
 
         Raises:
+            BadValue: a mean that isn't of the state's shape, an endpoint that isn't given.
             Incompatible: no noise at this level, or other than Gaussian noise beside data of some variance.
         """
         law = level.process.noise_law
         if level.noise == 0.0 or not (law.gaussian or self.var == 0.0):
             raise Incompatible(f"{self} has no density that is known for {level.process} at t = {level.t}")
-        mean = torch.as_tensor(self.mean, dtype=torch.float64, device=x.device).expand(x.shape)
+        mean = _expand(torch.as_tensor(self.mean, dtype=torch.float64, device=x.device), x.shape)
         away = x.double() - level.data * mean
         if level.process.has_source:
             if source is None:
                 raise BadValue(f"the density of {level.process} needs the endpoint: give source=")
             away = away - level.source * source.double()
-        std = math.sqrt(level.data**2 * self.var + level.noise**2)
+        std = self._std(level)
         return law.log_prob(away / std) - away[0].numel() * math.log(std)
 
 

@@ -258,5 +258,7 @@ def test_another_shape_than_the_latents_is_refused():
     level = Gaussian(Cosine()).at(0.9)
     with pytest.raises(BadValue, match="doesn't fit a state"):  # it would broadcast
         prior.sample(level, (2, 4, 3, 8, 8), as_source(0))
+    with pytest.raises(BadValue, match="doesn't fit a state"):
+        prior.log_prob(torch.zeros(2, 4, 3, 8, 8), level)
     with pytest.raises(BadValue, match="NaN"):
         Moments(mean=torch.tensor([torch.nan]))

@@ -63,6 +63,7 @@ def test_the_moments_are_the_best_isotropic_normal():
     )
     assert measured == pytest.approx(best, rel=0.01)
     assert float((drawn.mean(0) - mean).abs().max()) < 5.0 * math.sqrt(var / 20_000)
+    assert float((drawn - mean).square().mean()) == pytest.approx(var, rel=0.02)
 
 
 # A3, A5. What the start does to samples
