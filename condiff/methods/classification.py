@@ -13,6 +13,7 @@ from torch import Tensor
 
 from condiff import figures
 from condiff.data import Prompts, images, read_prompts
+from condiff.denoiser import device_of
 from condiff.errors import BadFile, BadValue, Incompatible, require_extra
 from condiff.files import write_json
 from condiff.methods.given import PICTURE_OPTIONS
@@ -88,7 +89,7 @@ def classify_run(folder: Path, pictures: Path | None, request: Request, out: Pat
         raise BadValue(f"{folder} was trained without classes: there is nothing to choose from")
     x, y, names, cond = _run_samples(run, pictures, request)
     denoiser = run.model(request.weights, request.device)
-    device = next(denoiser.parameters()).device
+    device = device_of(denoiser)
     clf = request.classifier(denoiser, {"label": torch.arange(len(run.data.classes), device=device)})
     told = {name: value.to(device) for name, value in cond.items()}
     facts = _facts(clf, x.to(device), y, names, run.data.classes, told)
@@ -116,7 +117,7 @@ def classify_pipeline(
     channels = channels if wrapped.codec is None else 3
     data = images(pictures, size, channels=channels, filter="bicubic")
     rows = data.batch(range(min(len(data), request.num or len(data))))
-    device = next(wrapped.denoiser.parameters()).device
+    device = device_of(wrapped.denoiser)
     x = _latents(wrapped.codec, rows["x"].to(device), request.batch)
     labels = _labels(data.classes, table, rows["cond"].get("label"))
     clf = request.classifier(wrapped.denoiser, wrapped.encode(list(_words(wrapped, table))), table.classes)

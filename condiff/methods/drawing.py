@@ -16,7 +16,7 @@ from condiff import figures
 from condiff.codecs import Codec
 from condiff.conditions import as_conditions
 from condiff.data import Data, DataMoments, encode_conditions
-from condiff.denoiser import Denoises
+from condiff.denoiser import Denoises, device_of
 from condiff.errors import BadValue, Incompatible, unknown
 from condiff.guidance import Superpose
 from condiff.methods.names import solver as solver_of
@@ -162,7 +162,7 @@ def teleported(
             "use --guidance 1"
         )
     one = PrincipalLaw.load(law)
-    times, device = as_grid(sampler.grid, sampler.steps, denoiser.process), next(iter(denoiser.parameters())).device
+    times, device = as_grid(sampler.grid, sampler.steps, denoiser.process), device_of(denoiser)
     cond, _ = choose_conditions(data, wanted, 8)
     skip = "auto" if sigma is None else None
     index = start_index(denoiser, one, times, solver=sampler.solver, skip=skip, sigma=sigma, cond=cond, device=device)
@@ -206,7 +206,7 @@ def draw_samples(
         cond.pop("label", None)
         labels = None
     times = as_grid(sampler.grid, sampler.steps, denoiser.process)
-    device = next(iter(denoiser.parameters())).device  # type: ignore[attr-defined]
+    device = device_of(denoiser)
     codec, batch = recipe.build_codec(device), rows_at_once(data.shape, batch)
     started, parts, counts, nfe = time.perf_counter(), [], [], 0
     for first in range(0, num, batch):

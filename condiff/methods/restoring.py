@@ -15,7 +15,7 @@ from condiff import figures
 from condiff.conditions import as_conditions
 from condiff.config import from_config
 from condiff.data import Tiles, find_pictures, read_picture
-from condiff.denoiser import Denoises
+from condiff.denoiser import Denoises, device_of
 from condiff.errors import BadFile, BadValue, require_extra
 from condiff.methods.drawing import override
 from condiff.methods.recipe import Recipe
@@ -64,7 +64,7 @@ class Restorer:
 
     def _windows(self, x: Tensor, y: Tensor, times: Tensor, rng: Stream) -> tuple[Tensor, int]:
         guided, sampler = self.recipe.guided(self.denoiser), self.recipe.sampler
-        device = next(iter(self.denoiser.parameters())).device  # type: ignore[attr-defined]
+        device = device_of(self.denoiser)
         cond = as_conditions({self.name: y}, getattr(guided, "kinds", None), device)
         if self.recipe.objective.transform is not None:  # what it does outside training: a fixed corruption
             cond = self.recipe.objective.transform(cond, t=None, rng=rng, training=False)
