@@ -16,7 +16,6 @@ from condiff.process.categorical import TokenProcess
 from condiff.process.token_level import TokenTime
 from condiff.process.token_prediction import TokenPrediction, ids
 
-
 FIELDS = ("network", "process", "shape", "time_free")
 
 

@@ -118,20 +118,18 @@ def _kind(run: RunFolder) -> str:
         return "text"
     if of_volumes(run.data) is not None:
         return "scan"
-    return "picture" if len(run.data.shape) == 3 else "array"
+    return "picture" if figures.drawable(run.data.shape) else "array"
 
 
 def _check_output(out: Path, kind: str, overwrite: bool) -> None:
     if kind == "scan":
         scans.check_output(out, overwrite)
         return
-    ending = out.suffix.lower()
-    if ending not in (*ENDINGS, ""):
-        raise BadValue(f"--out must end in {', '.join(ENDINGS)}, or be a folder, got {out.name!r}")
+    ending, endings = out.suffix.lower(), [e for e in ENDINGS if e != ".txt" or kind == "text"]
+    if ending not in (*endings, ""):
+        raise BadValue(f"--out must end in {', '.join(endings)}, or be a folder, got {out.name!r}")
     if ending in ("", ".png") and kind != "picture":
         raise BadValue(f"samples that aren't images can't be drawn: use --out {out.with_suffix(DEFAULT[kind])}")
-    if ending == ".txt" and kind != "text":
-        raise BadValue(f"samples that aren't text can't be written as text: use --out {out.with_suffix(DEFAULT[kind])}")
     if out.exists() and not overwrite:
         raise BadFile(f"{out} exists already: choose another --out, or say --overwrite")
 

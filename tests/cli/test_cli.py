@@ -136,7 +136,7 @@ def test_a_sample_depends_on_its_own_seed_only(capsys, trained, tmp_path, batch)
         (["train", "digits", "--steps", "0"], "steps must be at least 1"),
         (["train", "digits", "--config", "nowhere.yaml"], "no such file"),
         (["train", "--resume", "nowhere"], "no such file"),
-        (["cite", "ddmp"], "Did you mean 'ddpm'"),
+        (["cite", "dddpm"], "Did you mean 'ddpm'"),
         (["reproduce", "nothing"], "unknown method"),
     ],
 )
