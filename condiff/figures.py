@@ -14,6 +14,13 @@ import torch
 from condiff.errors import BadValue, require_extra
 from condiff.typing import Float, Tensor
 
+CHANNELS = (1, 3, 4)  # grey, colours, colours with opacity
+
+
+def drawable(shape: Sequence[int]) -> bool:
+    """Whether samples of this shape are pictures (C, H, W) of a number of channels that a PNG file has."""
+    return len(shape) == 3 and shape[0] in CHANNELS
+
 
 def to_uint8(x: Float[Tensor, "batch channels height width"]) -> np.ndarray:
     """Images in [-1, 1] as (B, H, W, C) bytes; values beyond the range are cut off, as a screen does.
@@ -21,7 +28,7 @@ def to_uint8(x: Float[Tensor, "batch channels height width"]) -> np.ndarray:
     Raises:
         BadValue: another number of dimensions, or of channels than 1, 3 or 4.
     """
-    if x.ndim != 4 or x.shape[1] not in (1, 3, 4):
+    if x.ndim != 4 or x.shape[1] not in CHANNELS:
         raise BadValue(f"a picture needs images (B, 1 | 3 | 4, H, W), got {tuple(x.shape)}")
     pixels = (x.detach().float().cpu().clamp(-1.0, 1.0) + 1.0) * 127.5
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

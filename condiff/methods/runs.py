@@ -189,14 +189,15 @@ class RunFolder:
         return next((line["time"] for line in reversed(self._log()) if "time" in line), 0.0)
 
     def _periodic_grid(self, denoiser: Any, step: int, folder: Path | None) -> None:
-        if folder is not None and len(self.data.shape) == 3:
+        if folder is not None and figures.drawable(self.data.shape):
             made = draw_samples(denoiser, self.recipe, self.heldout, num=_grid_size(self.data), seed=0)
             save_grid(made, folder / "samples" / f"step-{step:06d}.png")
 
     def _pictures(self, made: Drawing) -> None:
-        if scans.are_volumes(self.data):
+        shape = self.data.shape
+        if scans.are_volumes(self.data) and figures.drawable((shape[0], *shape[2:])):
             save_grid(made, self.folder / "samples.png")
-        elif len(self.data.shape) == 3:
+        elif figures.drawable(shape):
             shown = _grid_size(self.data)
             grid = draw_samples(self.model(), self.recipe, self.heldout, num=shown, seed=0)
             save_grid(grid, self.folder / "samples.png")
