@@ -205,7 +205,10 @@ class FrameChannels(nn.Module):
 
 
 class LevelEmbedding(nn.Module):
-    """The noise level of a corrupted condition, by Fourier features of log(1 + level); 0 when none is given."""
+    """The noise level of a corrupted condition, by Fourier features of log(1 + level); level 0 when none is told.
+
+    Of a condition that is dropped or not given at all, nothing: (B, width) zeros.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -213,6 +216,8 @@ class LevelEmbedding(nn.Module):
 
     def forward(self, entry: Condition | None, batch: int) -> Tensor:
         weight = self.proj.weight
-        level = entry.level if entry is not None and entry.level is not None else weight.new_zeros(batch)
+        if entry is None:
+            return weight.new_zeros(batch, len(weight))
+        level = weight.new_zeros(batch) if entry.level is None else entry.level
         x = self.proj(self.features(torch.log1p(level.float())).to(weight.dtype))
-        return x if entry is None or entry.keep is None else _only(entry.keep, x)
+        return x if entry.keep is None else _only(entry.keep, x)

@@ -152,6 +152,9 @@ def test_levels_are_told_and_clean_is_level_zero():
     told = lambda level: embed(bank, {"text": Condition(value, "tokens", level=level)}).vector
     torch.testing.assert_close(told(None), told(torch.zeros(4)))
     assert not torch.allclose(told(None), told(torch.ones(4)))
+    dropped = Conditions({"text": Condition(value, "tokens", level=torch.rand(4))}).drop("text")
+    for absent in (dropped, Conditions({})):  # dropped and not given are the same
+        assert float(bank(absent, torch.zeros(4, 1, 5, 5)).vector.detach().abs().max()) == 0.0
 
 
 def test_noise_is_added_to_the_embedding():
