@@ -273,7 +273,8 @@ class Told:
     def prior_law(self, level: Level, cond: Conditions) -> GaussianLaw:
         """Of the noise and the endpoint in x_t."""
         source, blind = self._source(cond)
-        center = torch.zeros(self.shape, dtype=torch.float64) + level.source * torch.as_tensor(source, dtype=torch.float64).flatten()
+        end = torch.as_tensor(source, dtype=torch.float64).flatten()
+        center = torch.zeros(self.shape, dtype=torch.float64) + level.source * end
         spread = level.source**2 * END_VARIANCE if blind else 0.0
         return GaussianLaw(center, (level.noise**2 + spread) * torch.eye(*self.shape, dtype=torch.float64))
 
