@@ -198,6 +198,13 @@ def test_transport_between_mixtures(noise, down):
     assert mmd2(x[:500], true[:500], RBF(bandwidth=1.0), unbiased=False) > 0.3  # without transport
 
 
+@pytest.mark.parametrize("model", [between(BROWNIAN), TARGET], ids=["two-sided", "one-sided"])
+def test_the_last_step_of_an_sde_returns_the_posterior_mean(model):
+    x = points()
+    (step,) = trajectory(model, x, solver=SDE(0.5, "constant"), grid=[0.01, 0.0], rng=0)
+    torch.testing.assert_close(step.x_s, model(x, 0.01).x0, rtol=1e-12, atol=1e-12)
+
+
 def test_the_reverse_ode_undoes_the_forward_one():
     model, x = between(Interpolant("trig", "bsquared")), TARGET.sample(8, rng=0, dtype=F64)
     solver = Adaptive(rtol=1e-8, atol=1e-8)
