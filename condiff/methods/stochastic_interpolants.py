@@ -8,13 +8,14 @@ Reference: Albergo, Boffi & Vanden-Eijnden, "Stochastic Interpolants: A Unifying
     score     s = -eta / gamma,         b = v + gamma' eta = v - gamma gamma' s
     x_s = x_t + (s - t) b + |s - t| eps s + sqrt(2 eps |s - t|) xi        for any eps(t) >= 0, in both directions
 
-In the paper t = 1 is the target; here t = 0 is, as everywhere in condiff, so that velocities have the other sign. The
-network is told neither which y a sample started from (two fields give everything without it), nor, for unpaired data,
-could it be. The path is :class:`condiff.process.Interpolant`, or from noise a Gaussian one with a single field
-(:class:`condiff.process.Rectified`, :class:`condiff.process.Cosine`); the samplers are :class:`condiff.sampling.Euler`
-and :class:`condiff.sampling.SDE` with ``scale="constant"``, likelihoods :func:`condiff.sampling.log_likelihood` and
-:func:`condiff.sampling.sde_log_likelihood`, the bound on the error :func:`condiff.metrics.kl_bound`, couplings those of
-:mod:`condiff.training`.
+In the paper t = 1 is the target; here t = 0 is, as everywhere in condiff, so that velocities have the other sign. For
+unpaired data the network isn't told which y a sample started from, and predicts v and eta, which give everything
+without it and are bounded at both ends, unlike b and s (b with antithetic pairs: ``Denoising(antithetic=True)``). Of
+pairs it sees y, and v is enough. The path is :class:`condiff.process.Interpolant`, or from noise a Gaussian one with a
+single field (:class:`condiff.process.Rectified`, :class:`condiff.process.Cosine`); the samplers are
+:class:`condiff.sampling.DDIM` and :class:`condiff.sampling.SDE` with ``scale="constant"``, likelihoods
+:func:`condiff.sampling.log_likelihood` and :func:`condiff.sampling.sde_log_likelihood`, the bound on the error
+:func:`condiff.metrics.kl_bound`, couplings those of :mod:`condiff.training`.
 
 What differs from the released code: eta is E[z | x_t], which its networks predict with the other sign; the mirror path
 has ``b = -gamma gamma' s``, where one of its samplers has the other sign; losses of antithetic pairs are means, not
@@ -42,7 +43,7 @@ from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.metrics import energy_distance
 from condiff.process import Gaussian, Interpolant, Process, Rectified
 from condiff.random import as_source
-from condiff.sampling import SDE, Euler, Solver, Uniform, sample
+from condiff.sampling import DDIM, SDE, Solver, Uniform, sample
 from condiff.training import Denoising, UniformTimes
 
 START = 1.0 - 1e-3  # the score of a two-sided interpolant doesn't exist at t = 1
@@ -58,22 +59,23 @@ def recipe(facts: Facts, process: Process | None = None, noise: float = 0.5) -> 
 
     Args:
         process: the path, linear by default.
-        noise: eps of the sampler; 0.0 or ``--solver euler`` is the ODE.
+        noise: eps of the sampler; ``--solver ddim`` is the ODE, in steps that are exact for constant x0, y and z.
+            Euler's follow the velocity itself, which is unbounded at both ends under ``brownian`` noise.
     """
-    one_sided, facts = _ends(facts)
+    one_sided, seen, facts = _ends(facts)
     if one_sided:
-        fields, process, start = "velocity", process or Gaussian(Rectified()), 1.0
+        fields, process, start = ("velocity",), process or Gaussian(Rectified()), 1.0
     else:
-        fields, process, start = ("velocity", "noise"), process or Interpolant("linear", "brownian"), START
-    network = facts.network()
+        process, start = process or Interpolant("linear", "brownian"), START
+        # v and eta are bounded where b and s are not. With y known, v says x0, and that and the state the noise.
+        fields = ("mean_velocity",) if seen else ("mean_velocity", "noise")
     return Recipe(
         method="stochastic-interpolants",
-        network=network if one_sided else dataclasses.replace(network, outputs=2),
+        network=dataclasses.replace(facts.network(), outputs=len(fields)),
         process=process,
-        target=fields,
+        target=fields if len(fields) > 1 else fields[0],
         objective=Denoising(
             times=UniformTimes(low=0.0 if one_sided else MARGIN, high=1.0 if one_sided else 1.0 - MARGIN),
-            antithetic=not one_sided,
             transform=facts.dropout(0.1) if _droppable(facts) else None,
         ),
         training=facts.training(),
@@ -86,13 +88,16 @@ def recipe(facts: Facts, process: Process | None = None, noise: float = 0.5) -> 
     )
 
 
-def _ends(facts: Facts) -> tuple[bool, Facts]:
-    """Whether the base is noise; and the facts, with an endpoint hidden from the network, or that of pairs shown."""
+def _ends(facts: Facts) -> tuple[bool, bool, Facts]:
+    """Whether the base is noise, and whether the network sees the endpoint; and the facts, with that of unpaired data
+    hidden from it, and that of pairs shown."""
     given = {n: dataclasses.replace(s, concat=False) for n, s in facts.embeddings.items() if isinstance(s, Endpoint)}
     if given:
-        return False, dataclasses.replace(facts, embeddings={**facts.embeddings, **given})
+        return False, False, dataclasses.replace(facts, embeddings={**facts.embeddings, **given})
     pictures = [s for s in facts.embeddings.values() if isinstance(s, Map) and s.extra_channels == facts.shape[0] + 1]
-    return (False, facts.with_endpoint("stochastic-interpolants")) if len(pictures) == 1 else (True, facts)
+    if len(pictures) == 1:
+        return False, True, facts.with_endpoint("stochastic-interpolants")
+    return True, False, facts
 
 
 def _droppable(facts: Facts) -> bool:
@@ -125,12 +130,12 @@ def _points(x: Tensor, name: str) -> TensorData:
 
 
 def _low_resolution(split: str) -> tuple[TensorData, TensorData]:
-    """Digits, as the sample beside their 4 x 4 versions, and as the end of a path from these plus a little noise."""
+    """Digits beside their 4 x 4 versions, and beside these plus a little noise, as a path can start from them."""
     data = digits(split)
     x = data.batch(range(len(data)))["x"]
     low = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
     noisy = low + 0.05 * as_source(0).normal(low.shape)
-    return TensorData(x, {"low": low}, kinds={"low": "map"}), TensorData(x, {"low": noisy}, kinds={"low": "endpoint"})
+    return tuple(TensorData(x, {"low": y}, kinds={"low": "map"}) for y in (low, noisy))  # type: ignore[return-value]
 
 
 NOISES = (0.0, 0.1, 0.5, 2.0)
@@ -187,7 +192,7 @@ def _on_points(facts: Facts) -> Recipe:
 
 
 def _solver(noise: float) -> Solver:
-    return SDE(noise, "constant") if noise else Euler()
+    return SDE(noise, "constant") if noise else DDIM()
 
 
 def _draw(model: Trained, base: str, solver: Solver, steps: int, seed: int) -> Tensor:
@@ -207,7 +212,7 @@ def _restoration(lab: Lab) -> dict[str, list[float]]:
             model = lab.train(made, seed, data, steps=max(1, lab.steps // 6))
             rows = test.batch(range(len(test)))
             x = sample(
-                model.denoiser, solver=Euler(), grid=made.sampler.grid, steps=10, cond=rows["cond"], seed=1000 + seed
+                model.denoiser, solver=DDIM(), grid=made.sampler.grid, steps=10, cond=rows["cond"], seed=1000 + seed
             )
             out[name].append(float((x - rows["x"]).square().mean()))
     return out

@@ -51,7 +51,7 @@ def trained(arrays):
 
 def test_the_path_is_a_setting(trained):
     model = load_model(trained)
-    assert model.process == Interpolant("trig", "bsquared") and model.targets == ("velocity", "noise")
+    assert model.process == Interpolant("trig", "bsquared") and model.targets == ("mean_velocity", "noise")
     assert model.kinds == {"source": "endpoint"}
     config = json.loads((trained / "config.json").read_text())
     assert config["request"]["source"] == "unpaired" and len(config["request"]["paths"]) == 2
@@ -64,7 +64,7 @@ def test_a_run_is_sampled_with_any_noise_level(capsys, trained, tmp_path):
     for name, words in {
         "half": ["--set", "solver.noise=0.5"],
         "two": ["--set", "solver.noise=2"],
-        "ode": ["--solver", "euler"],
+        "ode": ["--solver", "ddim"],
         "none": ["--set", "solver.noise=0"],
     }.items():
         out = tmp_path / f"{name}.npz"

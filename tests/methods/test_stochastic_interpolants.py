@@ -28,6 +28,7 @@ from condiff.random import Tape
 from condiff.sampling import (
     SDE,
     Adaptive,
+    DDIM,
     Euler,
     RungeKutta,
     Uniform,
@@ -332,10 +333,11 @@ def test_the_inner_product_loss_is_half_the_square_up_to_what_is_true():
 def test_recipes_follow_the_data():
     facts = Facts(shape=(2,), embeddings={"source": Endpoint(2), "label": Label(3)}, count=100)
     made = method.recipe(facts)
-    assert made.process == BROWNIAN and made.target == ("velocity", "noise") and made.objective.antithetic
+    assert made.process == BROWNIAN and made.target == ("mean_velocity", "noise")
     assert made.network.conditions["source"] == Endpoint(2, concat=False) and made.network.outputs == 2
     pairs = method.recipe(Facts(shape=(1, 8, 8), embeddings={"degraded": Map(1)}, count=100))
     assert pairs.network.conditions["degraded"] == Endpoint(1) and pairs.process.has_source
+    assert pairs.target == "mean_velocity" and pairs.network.outputs == 1  # y is seen, and v = y - x0
     free = method.recipe(Facts(shape=(1, 8, 8), embeddings={"label": Label(10)}, count=100))
     assert free.process == Gaussian(Rectified()) and free.target == "velocity" and free.network.outputs == 1
     for one in (made, pairs, free):
@@ -362,7 +364,7 @@ def test_a_run_between_two_data_sets():
     trainer = Trainer(made.denoiser(0), data, made.objective, TrainConfig(steps=3, batch=8), quiet=True)
     trainer.fit()
     model, start = trainer.averaged(), data.batch(range(10))["cond"]
-    for solver, grid in ((made.sampler.solver, made.sampler.grid), (Euler(), made.sampler.grid)):
+    for solver, grid in ((made.sampler.solver, made.sampler.grid), (DDIM(), made.sampler.grid)):
         x = sample(model, solver=solver, grid=grid, steps=4, cond=start, seed=0)
         assert x.shape == (10, 2) and bool(torch.isfinite(x).all())
     base = mixture(Gaussian(Rectified()), MY, CY)
