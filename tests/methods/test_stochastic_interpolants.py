@@ -26,9 +26,9 @@ from condiff.process import (
 from condiff.process.oracles import gaussian, mixture, paired
 from condiff.random import Tape
 from condiff.sampling import (
+    DDIM,
     SDE,
     Adaptive,
-    DDIM,
     Euler,
     RungeKutta,
     Uniform,
