@@ -43,8 +43,10 @@ class DataMoments:
         BadValue: NaN or infinity, a negative variance, a scale that isn't positive.
 
     Example:
-        >>> stats = DataMoments.of(clips("videos/", frames=16, size=(64, 64)))
-        >>> sample(model, prior=stats.prior(), solver=DDIM(), grid=Spaced("trailing", start=0.94), steps=50, num=4)
+        >>> from condiff.data import TensorData
+        >>> stats = DataMoments.of(TensorData(torch.tensor([[0.0, 0.5], [0.5, 0.5], [1.0, 0.5]]), range="keep"))
+        >>> stats.mean.tolist()
+        [0.5, 0.5]
     """
 
     mean: Tensor

@@ -32,6 +32,7 @@ class Unpaired(Data):
             named ``source``.
 
     Example:
+        >>> from condiff.data import digits
         >>> data = Unpaired(digits("train"), digits("test"))
         >>> data.batch([0, 1])["cond"]["source"].shape
         torch.Size([2, 1, 8, 8])
