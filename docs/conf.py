@@ -13,7 +13,12 @@ copyright = "2026, the condiff authors"
 version = release = condiff.__version__
 
 extensions = [
-    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "condiff_docs", "compositions",
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "condiff_docs",
+    "compositions",
 ]
 html_theme = "furo"
 html_title = "condiff"
