@@ -106,9 +106,11 @@ GUIDANCES: dict[str, Callable[[Any], Any]] = {
     "energy": lambda model: Energy(model, lambda u, level, cond: 0.1 * u.square().flatten(1).sum(1)),
     "superposition (average)": lambda model: Superpose([model, model], mode="average"),
     "superposition (or)": lambda model: Superpose([model, model], mode="or"),
+    "superposition (and)": lambda model: Superpose([model, model], mode="and"),
 }
 UNGUIDED = (  # of one model with itself
     "none", "blend", "product", "auto", "switch", "superposition (average)", "superposition (or)",
+    "superposition (and)",
 )  # fmt: skip
 SOLVERS: dict[str, Callable[[Any], Solver]] = {
     "DDIM": lambda model: DDIM(),
@@ -160,7 +162,7 @@ def complete(chosen: Mapping[str, str]) -> dict[str, str]:
     fields = {"interpolant": "velocity and noise", "interpolant without noise": "velocity"}
     case.setdefault("target", "tokens" if tokens else fields.get(case["process"], "x0"))
     case.setdefault("guidance", "none")
-    moves = "DDPM" if case["guidance"] == "superposition (or)" else "DDIM"
+    moves = "DDPM" if case["guidance"] in ("superposition (or)", "superposition (and)") else "DDIM"
     case.setdefault("solver", "token ancestral" if tokens else "joint" if joint else moves)
     needs_end = case["process"] in WITH_ENDPOINT
     guided = case["guidance"] not in UNGUIDED
