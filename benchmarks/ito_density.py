@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sampling_overhead import hardware
 from torch import Tensor
 
 from condiff import oracles
@@ -117,12 +118,6 @@ def error(name: str, steps: int, dims: int = 16, num: int = 200) -> float:
     *_, last = trajectory(model, x, solver=solver, grid=GRID, steps=steps, rng=2, hooks=[density])
     gap = density.log_prob[:, 0] - model.log_prob(last.x_s, last.s)
     return round(float(gap.square().mean().sqrt()), 4)
-
-
-def hardware() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:

@@ -260,13 +260,8 @@ class Denoiser(nn.Module):
             BadValue: unknown parts or fields, or a part of one's own that is missing here.
         """
         names = ("network", "process", "target", "precondition", "shape")
-        for key in config:
-            if key not in names:
-                raise unknown("field of a denoiser", key, names)
-        part = built_part("network", config.get("network"), network)
         return cls(
-            part if isinstance(part, nn.Module) else part.build(),
-            built_part("process", config.get("process"), process),
+            *built_parts("denoiser", config, names, network, process),
             from_config(config.get("target", "velocity")),
             built_part("precondition", config.get("precondition"), None),
             config.get("shape"),
@@ -294,6 +289,22 @@ def part_config(value: Any) -> Any:
         except BadType:
             pass
     return {"own": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+
+def built_parts(
+    what: str, config: Mapping[str, Any], names: Sequence[str], network: Any, process: Any
+) -> tuple[nn.Module, Any]:
+    """Network and process of a denoiser's configuration; those that are given are taken as they are.
+
+    Raises:
+        BadValue: a field that isn't among the names, an unknown part, a part of one's own that is missing here.
+    """
+    for key in config:
+        if key not in names:
+            raise unknown(f"field of a {what}", key, names)
+    part = built_part("network", config.get("network"), network)
+    built = part if isinstance(part, nn.Module) else part.build()
+    return built, built_part("process", config.get("process"), process)
 
 
 def built_part(name: str, config: Any, given: Any) -> Any:

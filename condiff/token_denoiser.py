@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from condiff.conditions import Conditions, as_conditions
 from condiff.config import from_config
-from condiff.denoiser import built_part, check_times, part_config, time_tensor
-from condiff.errors import BadValue, Incompatible, unknown
+from condiff.denoiser import built_parts, check_times, part_config, time_tensor
+from condiff.errors import BadValue, Incompatible
 from condiff.process.categorical import TokenProcess
 from condiff.process.token_level import TokenTime
 from condiff.process.token_prediction import TokenPrediction, ids
@@ -90,13 +90,8 @@ class TokenDenoiser(nn.Module):
         Raises:
             BadValue: unknown parts or fields, or a part of one's own that is missing here.
         """
-        for key in config:
-            if key not in FIELDS:
-                raise unknown("field of a token denoiser", key, FIELDS)
-        part = built_part("network", config.get("network"), network)
         return cls(
-            part if isinstance(part, nn.Module) else part.build(),
-            built_part("process", config.get("process"), process),
+            *built_parts("token denoiser", config, FIELDS, network, process),
             from_config(config.get("shape")),
             time_free=bool(config.get("time_free")),
         )

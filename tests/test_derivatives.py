@@ -1,7 +1,5 @@
 """Derivatives of denoisers against central differences in float64, and closed forms."""
 
-import importlib.util
-
 import pytest
 import torch
 from torch import nn
@@ -190,7 +188,6 @@ def test_a_kernel_without_derivative_is_named_with_what_to_pick():
         jvp(model, rand(4, 8), 0.5, kind="noise", dx=rand(4, 8))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
 def test_diffusers_attention():
     from diffusers import UNet2DModel
 

@@ -14,7 +14,7 @@ once and stored with the weights.
 from __future__ import annotations
 
 import itertools
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from condiff.errors import BadType, BadValue
 from condiff.fields import checked
 
 
-class Codec(nn.Module):
+class Codec(nn.Module, ABC):
     """Base of the codecs. Subclasses give :meth:`analysis`, :meth:`synthesis` and :meth:`latent_shape`.
 
     Args:
@@ -52,12 +52,10 @@ class Codec(nn.Module):
     @abstractmethod
     def analysis(self, x: Tensor, ref: Any = None) -> Tensor:
         """The latent before it is standardised; deterministic (a VAE gives its mean)."""
-        raise NotImplementedError
 
     @abstractmethod
     def synthesis(self, raw: Tensor, side: Any = None) -> Tensor:
         """The sample of a latent that isn't standardised, with what :meth:`side` made of the reference."""
-        raise NotImplementedError
 
     @abstractmethod
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -66,7 +64,6 @@ class Codec(nn.Module):
         Raises:
             BadValue: a shape that the codec can't encode.
         """
-        raise NotImplementedError
 
     def takes(self, shape: Sequence[int]) -> bool:
         """Whether samples of this shape can be encoded."""

@@ -134,7 +134,8 @@ def _distance(case: Mapping[str, str], ends: tuple[float, float]) -> float:
         _refuse_point(told.prior_law(start, cond), solver)
     right = _right(case, told, model, cond, ends, make(model))
     first, second = (law.distance(right) for law in laws)
-    assert second < EXACT or second < 0.75 * first, f"{dict(case)}: no convergence, {first} and {second}"
+    if not (second < EXACT or second < 0.75 * first):
+        raise AssertionError(f"{dict(case)}: no convergence, {first} and {second}")
     # What a rule of order 1 would give without its leading error: a slow rule may still be on its way.
     limit = GaussianLaw(2.0 * laws[1].mean - laws[0].mean, 2.0 * laws[1].cov - laws[0].cov)
     return _close(min(second, limit.distance(right)), case)
@@ -146,7 +147,8 @@ def _refuse_point(start: GaussianLaw, solver: Solver) -> None:
 
 
 def _close(distance: float, case: Mapping[str, str]) -> float:
-    assert distance < CLOSE, f"{dict(case)}: samples are {distance:.3f} standard deviations from their law"
+    if not distance < CLOSE:
+        raise AssertionError(f"{dict(case)}: samples are {distance:.3f} standard deviations from their law")
     return distance
 
 

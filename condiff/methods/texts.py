@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from condiff.data import Data, Subset, TokenData, Tokenizer
+from condiff.denoiser import device_of
 from condiff.errors import BadFile, BadValue, Incompatible
 from condiff.files import replacing
 from condiff.methods.recipe import Sampler
@@ -168,7 +169,7 @@ def scores(model: Any, data: Data, heldout: Data, made: Tensor) -> dict[str, Any
     assert train is not None and own is not None
     index = torch.linspace(0, len(heldout) - 1, min(len(heldout), MOST_ROWS), dtype=torch.float64).long()
     rows = heldout.batch(index)["x"]
-    device = next(iter(model.parameters())).device
+    device = device_of(model)
     bound = -float(order_bound(model, rows.to(device), DRAWS, rng=0).total.sum())
     out: dict[str, Any] = {}
     units = {"token": rows.numel()}

@@ -8,6 +8,7 @@ which hooks take too.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -22,7 +23,7 @@ from condiff.networks.layout import Layout
 Config = TypeVar("Config")
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """Base of the networks. Subclasses give :meth:`start`, :meth:`layers`, :meth:`step` and :meth:`head`.
 
     Attributes:
@@ -41,21 +42,21 @@ class Network(nn.Module):
         """Name -> kind of the conditions that it was built for."""
         return self.bank.kinds
 
+    @abstractmethod
     def start(self, x: Tensor, time: Tensor, cond: Conditions, **options: Any) -> Any:
         """The hidden state before the first layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def layers(self) -> list[tuple[str, nn.Module]]:
         """The layers in order, with their module names."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, layer: nn.Module, hidden: Any) -> None:
         """One layer, in place of ``hidden``'s content."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, hidden: Any) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The output, from the hidden state after any layer."""
-        raise NotImplementedError
 
     def begin(self, x: Tensor, time: Tensor, cond: Any = None, **options: Any) -> Any:
         """Check the inputs, then :meth:`start`."""

@@ -5,17 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from terminal import TINY, run
 
 from condiff.cli.main import main
 from condiff.data import digits
 from condiff.figures import to_uint8
-
-TINY = ["--set", "network.width=16", "--set", "network.depth=1", "--set", "network.heads=2", "--batch", "16"]
-
-
-def run(capsys, *argv, code=0):
-    assert main([str(a) for a in argv]) == code
-    return capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

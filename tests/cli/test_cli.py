@@ -6,24 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from terminal import TINY, run
 
 from condiff.cli.main import main
-
-TINY = [
-    "--set",
-    "network.width=16",
-    "--set",
-    "network.depth=1",
-    "--set",
-    "network.heads=2",
-    "--set",
-    "training.batch=16",
-]
-
-
-def run(capsys, *argv, code=0):
-    assert main([str(a) for a in argv]) == code
-    return capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

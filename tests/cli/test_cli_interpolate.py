@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from terminal import run
 
 from condiff.cli.main import main
 from condiff.data import read_frames
 
 TINY = ["--set", "network.network.width=8", "--set", "network.network.layers=1", "--set", "sampler.steps=4"]
-
-
-def run(capsys, *argv, code=0):
-    assert main([str(a) for a in argv]) == code
-    return capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from terminal import SMALL, run
 
 from condiff.cli.main import main
 from condiff.errors import Incompatible
@@ -14,12 +15,7 @@ from condiff.methods.restoring import open_restorer
 from condiff.model_files import load_model
 from condiff.process import Ramps, Residual
 
-TINY = ["--set", "network.width=16", "--set", "network.depth=1", "--batch", "4", "--steps", "2"]
-
-
-def run(capsys, *argv, code=0):
-    assert main([str(a) for a in argv]) == code
-    return capsys.readouterr()
+TINY = [*SMALL, "--batch", "4", "--steps", "2"]
 
 
 def pictures(folder, sizes, channels=3, seed=0):

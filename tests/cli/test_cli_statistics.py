@@ -4,15 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from terminal import run
 
 from condiff.cli.main import main
 from condiff.config import from_config
 from condiff.process import PrincipalLaw, Tabulated
-
-
-def run(capsys, *argv, code=0):
-    assert main([str(a) for a in argv]) == code
-    return capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from terminal import SMALL, run
 
 from condiff.cli.main import main
 from condiff.data import read_tokenizer
@@ -12,14 +13,9 @@ from condiff.methods import texts
 from condiff.methods.runs import open_run
 from condiff.model_files import load_model
 
-TINY = ["--set", "network.width=16", "--set", "network.depth=1", "--set", "network.heads=2"]
+TINY = [*SMALL, "--set", "network.heads=2"]
 SHORT = ["--batch", "8", "--steps", "2", "--set", "sampler.steps=8"]
 CORPUS = "the cat sat on the mat, and the dog sat on the log. " * 80
-
-
-def run(capsys, *argv, code=0):
-    assert main([str(a) for a in argv]) == code
-    return capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,14 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from terminal import SMALL, run
 
 from condiff.cli.main import main
 from condiff.model_files import load_model
 from condiff.process import Interpolant
 
 TINY = [
-    "--set",
-    "network.width=16",
-    "--set",
-    "network.depth=1",
+    *SMALL,
     "--batch",
     "8",
     "--steps",
@@ -25,11 +23,6 @@ TINY = [
 
 BETWEEN = ["train", "unpaired", "--option", "range=standardise", "--method", "stochastic-interpolants"]
 FROM_NOISE = 'process={"part": "process.Gaussian", "schedule": {"part": "process.Cosine"}}'
-
-
-def run(capsys, *argv, code=0):
-    assert main([str(a) for a in argv]) == code
-    return capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

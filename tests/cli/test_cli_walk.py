@@ -7,15 +7,11 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from terminal import SMALL, run
 
 from condiff.cli.main import main
 
-TINY = ["--set", "network.width=16", "--set", "network.depth=1", "--batch", "8", "--steps", "2"]
-
-
-def run(capsys, *argv, code=0):
-    assert main([str(a) for a in argv]) == code
-    return capsys.readouterr()
+TINY = [*SMALL, "--batch", "8", "--steps", "2"]
 
 
 @pytest.fixture

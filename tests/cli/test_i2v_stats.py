@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from terminal import run
 
-from condiff.cli.main import main
 from condiff.data import DataMoments, digits
-
-
-def run(capsys, *argv, code=0):
-    assert main([str(a) for a in argv]) == code
-    return capsys.readouterr()
 
 
 @pytest.fixture
