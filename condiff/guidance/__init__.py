@@ -2,10 +2,12 @@
 
 from condiff.guidance.combine import Combine, Term, nested
 from condiff.guidance.compose import Blend, Given, Switch, auto, product
+from condiff.guidance.distilled import Distilled
 from condiff.guidance.free import Free
 from condiff.guidance.gradient import Classifier, Energy, gradient
 from condiff.guidance.guided import Guided
 from condiff.guidance.logits import ClassScore, tempered
+from condiff.guidance.observed import Observed, Quantile, SquaredError, quantile_levels
 from condiff.guidance.superpose import Superpose
 
 __all__ = [
@@ -13,10 +15,14 @@ __all__ = [
     "ClassScore",
     "Classifier",
     "Combine",
+    "Distilled",
     "Energy",
     "Free",
     "Given",
     "Guided",
+    "Observed",
+    "Quantile",
+    "SquaredError",
     "Superpose",
     "Switch",
     "Term",
@@ -24,5 +30,6 @@ __all__ = [
     "gradient",
     "nested",
     "product",
+    "quantile_levels",
     "tempered",
 ]

@@ -32,12 +32,14 @@ from condiff.guidance.guided import (
     check_strength,
     strength,
 )
+from condiff.guidance.step_shift import GRADIENT, StepShift
 from condiff.process import Level, Prediction, algebra
 from condiff.process.algebra import Weight, finite, rms, scale
 from condiff.process.prediction import row
 
 PerSample = Callable[[Tensor, Level, Conditions], Tensor]
 SHIFTS = ("score", "x0", "noise")
+STEPS = ("mean", "state")  # what is displaced in a step of the sampler, behind the prediction
 NORMS = (None, "unit", "relative")
 
 
@@ -150,7 +152,11 @@ class Energy(Guided):
         through: for an energy of x0: differentiate with respect to x_t, through the denoiser (DPS, Chung 2023),
             or with respect to x0, taken as if it were the gradient at x_t (cheaper by a backward pass).
         shift: the quantity that is displaced: ``"score"``, or ``"x0"`` (``x0 - scale grad E``), or ``"noise"``
-            (``noise + scale grad E``).
+            (``noise + scale grad E``); or, of a sampler that adds noise, ``"mean"``, the mean of a step
+            (``mean - scale std^2 grad E``, Dhariwal & Nichol 2021, alg. 1), or ``"state"``, the new state, noise
+            included, by the gradient there at the level that the step left (as the released code of TSDiff has it,
+            Kollovieh 2023; a second evaluation a step). These two guide nothing on steps without noise, such as the
+            last one.
         norm: ``"unit"`` scales the gradient of each sample to RMS 1, ``"relative"`` to the RMS of what is displaced.
         interval: guide for low <= t <= high only.
 
@@ -158,6 +164,9 @@ class Energy(Guided):
         BadValue: unknown options; energies that aren't (B,) or don't depend on their input.
         Incompatible: a score under non-Gaussian noise.
         Degenerate: an infinite shift, such as of the score where data(t) = 0.
+
+    A mean or state is displaced in the loop: by a solver without noise, or from inside of another guidance, it is
+    refused there as :class:`~condiff.errors.Incompatible`.
     """
 
     denoiser: Denoises
@@ -173,24 +182,38 @@ class Energy(Guided):
         check_denoiser(self.denoiser)
         check_strength(self.scale, "scale")
         check_interval(self.interval)
-        for name, known in (("at", ("x_t", "x0")), ("shift", SHIFTS)):
+        for name, known in (("at", ("x_t", "x0")), ("shift", (*SHIFTS, *STEPS))):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, [n for n in NORMS if n])
         if not hasattr(self.process, "noise_law"):
             raise Incompatible(f"guidance by gradients is for one continuous state, not for {self.process}")
-        if self.shift == "score" and not self.process.noise_law.gaussian:
+        if self.shift not in ("x0", "noise") and not self.process.noise_law.gaussian:
             raise Incompatible(f"the noise of {self.process} is not Gaussian: use shift='x0' or 'noise'")
+        if self.shift in STEPS and self.norm == "relative":
+            raise Incompatible(f"norm='relative' is to a predicted quantity, not to a {self.shift}: use norm='unit'")
+
+    @property
+    def step_hooks(self) -> tuple[Any, ...]:
+        """What displaces the steps, where it is them."""
+        return (*super().step_hooks, *((StepShift(self),) if self.shift in STEPS else ()))
 
     def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
         weight = strength(self.scale, level, x_t, 0.0, self.interval)
-        if always(weight, 0.0):
+        if always(weight, 0.0) or self.shift == "state":
             return self.denoiser(x_t, level, cond)
         grad, prediction = self._gradient(x_t, level, cond)
+        if self.shift == "mean":
+            aux = {**prediction.aux, GRADIENT: normalised(grad, self.norm, None)}
+            return Prediction(prediction.x_t, prediction.level, prediction.values, prediction.source, aux)
         like = prediction.to(self.shift) if self.norm == "relative" else None
         sign = 1.0 if self.shift == "noise" else -1.0
         return shifted(prediction, self.shift, normalised(grad, self.norm, like), sign * weight)
+
+    def gradient_at(self, x_t: Tensor, level: Level, cond: Conditions) -> Tensor:
+        """The energy's gradient at a state, normalised as the energy says, of its shape."""
+        return normalised(self._gradient(x_t, level, cond)[0], self.norm, None)
 
     def _gradient(self, x_t: Tensor, level: Level, cond: Conditions) -> tuple[Tensor, Prediction]:
         if self.at == "x0" and self.through:

@@ -15,7 +15,7 @@ import torch
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises, device_of
 from condiff.errors import BadType, BadValue, Incompatible
-from condiff.guidance import Guided
+from condiff.guidance.guided import Guided  # the module: its package imports this one
 from condiff.process import Level, PrincipalLaw, Process, Teleport
 from condiff.process.oracles import low_rank
 from condiff.process.principal_law import check_path
