@@ -28,6 +28,7 @@ ROOMS = (
     "sampling",
     "guidance",
     "training",
+    "distill",
     "scoring",
     "data",
     "methods",

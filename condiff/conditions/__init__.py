@@ -3,6 +3,7 @@
 from condiff.conditions.bank import ConditionBank, Embedded
 from condiff.conditions.condition import KINDS, Condition, Conditions, as_conditions, cat
 from condiff.conditions.ends import SIDES, EitherEnd
+from condiff.conditions.guidance_scale import GUIDANCE, GuidanceScale, RandomScale, scale_features
 from condiff.conditions.specs import Endpoint, Frames, Label, Map, Observation, Scalar, Spec, Tokens, Vector
 from condiff.conditions.transforms import (
     Chain,
@@ -16,6 +17,7 @@ from condiff.conditions.transforms import (
 )
 
 __all__ = [
+    "GUIDANCE",
     "KINDS",
     "SIDES",
     "Chain",
@@ -30,10 +32,12 @@ __all__ = [
     "Endpoint",
     "FixedNoise",
     "Frames",
+    "GuidanceScale",
     "Label",
     "Map",
     "Observation",
     "Perturb",
+    "RandomScale",
     "Scalar",
     "Spec",
     "TimeNoise",
@@ -42,4 +46,5 @@ __all__ = [
     "Vector",
     "as_conditions",
     "cat",
+    "scale_features",
 ]

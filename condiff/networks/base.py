@@ -8,6 +8,7 @@ which hooks take too.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from condiff.conditions import ConditionBank, Conditions, as_conditions
-from condiff.errors import BadType, BadValue
+from condiff.errors import BadType, BadValue, Incompatible
 from condiff.networks.layout import Layout
 
 Config = TypeVar("Config")
@@ -85,6 +86,28 @@ class Network(nn.Module, ABC):
         if self.config.checkpoint and self.training and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
+
+    def extended(self, conditions: Mapping[str, Any]) -> Any:
+        """The same network, told more: a copy with its weights and the embeddings of further conditions.
+
+        Embeddings that begin at zero weight, as :class:`~condiff.conditions.GuidanceScale`'s, leave what it says as it
+        was, bit for bit.
+
+        Raises:
+            Incompatible: conditions other than vectors, which would change the shape of other weights.
+            BadValue: a name that is there already.
+        """
+        own = dict(self.config.conditions)
+        for name, spec in conditions.items():
+            if name in own:
+                raise BadValue(f"this network is told {name!r} already, by {own[name]}")
+            if getattr(spec, "role", None) != "vector":
+                raise Incompatible(f"a trained network can be told labels, numbers and vectors besides, not {spec}")
+        new = dataclasses.replace(self.config, conditions={**own, **conditions}).build()
+        missing, surplus = new.load_state_dict(self.state_dict(), strict=False)
+        assert not surplus and all(key.split(".")[2] in conditions for key in missing), (missing, surplus)
+        first = next(self.parameters())
+        return new.to(device=first.device, dtype=first.dtype).train(self.training)
 
     def extra_repr(self) -> str:
         return repr(self.config)

@@ -211,7 +211,7 @@ class Denoising:
         """``(per_sample (B,), parts, batch-level losses)``."""
         truth = denoiser.process.forward(x, t, source=cond.source, noise=noise)
         said = denoiser(truth.x_t, truth.level, cond)
-        fields = self.fields(said, truth, mask)
+        fields = self.fields(said, self.aim(truth, cond), mask)
         per_sample = torch.stack(list(fields.values())).sum(0)
         parts = {kind: value.mean() for kind, value in fields.items()} if len(fields) > 1 else {}
         total: Tensor | float = 0.0
@@ -219,6 +219,10 @@ class Denoising:
             parts[name] = value.mean()
             per_sample, total = (per_sample + value, total) if value.ndim else (per_sample, total + value)
         return per_sample, parts, total
+
+    def aim(self, truth: Prediction, cond: Conditions) -> Prediction:
+        """What the denoiser's answer is compared with: the truth about ``truth.x_t``, or what a teacher says."""
+        return truth
 
     def fields(self, said: Prediction, truth: Prediction, mask: Tensor | None) -> dict[str, Tensor]:
         """The loss of each quantity, by name: (B,) each."""
