@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from condiff import __version__
 from condiff.cli.classify import Classify
 from condiff.cli.evaluate import Evaluate
+from condiff.cli.hub import Pull, Push
 from condiff.cli.i2v import I2VStats
 from condiff.cli.info import Info
 from condiff.cli.interpolate import Interpolate
@@ -72,6 +73,8 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
         | Annotated[Statistics, command("statistics")]
         | Annotated[Kinetic, command("kinetic")]
         | Annotated[Info, command("info")]
+        | Annotated[Push, command("push")]
+        | Annotated[Pull, command("pull")]
         | Annotated[Methods, command("methods")]
         | Annotated[Reproduce, command("reproduce")]
         | Annotated[Cite, command("cite")],

@@ -29,6 +29,8 @@ Source = Annotated[str | None, tyro.conf.Positional, _plain("SOURCE")]
 RunFolder = Annotated[Path, tyro.conf.Positional, _plain("RUN")]
 Slug = Annotated[str, tyro.conf.Positional, _plain("METHOD")]
 SomePath = Annotated[Path | None, tyro.conf.Positional, _plain("PATH")]
+Repository = Annotated[str, tyro.conf.Positional, _plain("OWNER/NAME")]
+SomePlace = Annotated[str | None, tyro.conf.Positional, _plain("PLACE")]
 Pictures = Annotated[Path, tyro.conf.Positional, _plain("PICTURES")]
 
 

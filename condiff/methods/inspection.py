@@ -1,4 +1,4 @@
-"""What a path is: a run, a checkpoint, a weights file; and what is installed here."""
+"""What a place holds: a run, a checkpoint, a pipeline, an adapter, a weights file; and what is installed here."""
 
 from __future__ import annotations
 
@@ -9,54 +9,59 @@ import torch
 
 from condiff.config import read_json
 from condiff.errors import BadFile
-from condiff.files import read_metadata, read_tensors
+from condiff.interop.checkpoints import PICKLES, WHY, describe_folder, describe_header
+from condiff.interop.repository import HubRepository, LocalFolder, is_name, read_header
 from condiff.model_files import versions
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Facts about a run folder, a checkpoint folder or a .safetensors file.
+def describe(place: str | Path) -> dict[str, Any]:
+    """Facts about a run, a checkpoint, a diffusers pipeline or a part of one, an adapter, a .safetensors file; of a
+    folder here, or of a repository on the Hub, "owner/name" or "owner/name@revision".
 
     Raises:
         BadFile: nothing there, a pickle, or something else.
     """
+    path = Path(place)
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".safetensors" and path.is_file():
-        return _weights(path)
-    if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl"):
-        raise BadFile(f"{path} is a pickle, which can run code when it is opened: convert it to .safetensors first")
+        return {"file": str(path), **describe_header(read_header(path))}
+    if path.suffix in PICKLES:
+        raise BadFile(f"{path} is refused: {WHY}")
+    name, _, revision = str(place).partition("@")
+    if not path.exists() and is_name(name) and not name.startswith("."):
+        return _repository(HubRepository(name, revision or None))
     if not path.exists():
         raise BadFile(f"no such file or folder: {path}")
     raise BadFile(f"{path} is neither a run folder nor a .safetensors file")
+
+
+def _repository(place: HubRepository) -> dict[str, Any]:
+    config = place.json("config.json") if "config.json" in place.files() else {}
+    return {"run": str(place), **_known(config)} if "format" in config else describe_folder(place)
 
 
 def _folder(path: Path) -> dict[str, Any]:
     if (path / "state.json").is_file():
         state = read_json(path / "state.json")
         return {"checkpoint": str(path), "step": state.get("step"), "files": _sizes(path)}
-    if not (path / "config.json").is_file():
-        raise BadFile(f"{path} is not a run: it has no config.json")
-    config = read_json(path / "config.json")
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if not isinstance(config, dict) or "format" not in config:
+        return describe_folder(LocalFolder(path))
     steps = sorted(int(p.name.removeprefix("step-")) for p in (path / "checkpoints").glob("step-*"))
     facts: dict[str, Any] = {"run": str(path), "finished": (path / "model.safetensors").is_file(), "checkpoints": steps}
     if (path / "metrics.json").is_file():
         facts["metrics"] = read_json(path / "metrics.json")
-    return {**facts, **{k: config[k] for k in ("recipe", "denoiser", "data", "versions") if k in config}}
+    return {**facts, **_known(config)}
+
+
+def _known(config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json of a run, a model or a codec says."""
+    return {k: config[k] for k in ("recipe", "denoiser", "codec", "data", "versions") if k in config}
 
 
 def _sizes(path: Path) -> dict[str, int]:
     return {p.name: p.stat().st_size for p in sorted(path.iterdir())}
-
-
-def _weights(path: Path) -> dict[str, Any]:
-    tensors, metadata = read_tensors(path)[0], read_metadata(path)
-    return {
-        "file": str(path),
-        "tensors": len(tensors),
-        "parameters": sum(t.numel() for t in tensors.values()),
-        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
-        "metadata": metadata,
-    }
 
 
 def environment() -> dict[str, Any]:
@@ -72,6 +77,10 @@ def environment() -> dict[str, Any]:
         "volumes": ("nibabel",),
         "text": ("tokenizers",),
         "hf": ("datasets", "huggingface_hub", "diffusers"),
+        "series": ("pandas", "gluonts", "statsmodels"),
+        "video": ("av",),
+        "adapters": ("peft",),
+        "web": ("fastapi", "uvicorn", "websockets"),
     }
     missing = {name: [m for m in modules if find_spec(m) is None] for name, modules in extras.items()}
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

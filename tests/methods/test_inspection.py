@@ -1,0 +1,132 @@
+"""What a checkpoint is: told from headers and small files, here and on a (fake) Hub, and never by loading pickles."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from condiff.errors import BadFile, BadValue
+from condiff.interop.repository import HubRepository, read_header
+from condiff.methods.inspection import describe
+from tests.fake_hub import serving
+from tests.interop import tiny
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pipelines")
+    tiny.stable_diffusion(prediction_type="v_prediction").save_pretrained(folder / "sd")
+    tiny.sd3().save_pretrained(folder / "sd3")
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with serving(monkeypatch, tmp_path) as hub:
+        yield hub
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_pipeline_tells_its_parts_and_its_law(pipelines):
+    facts = describe(pipelines / "sd")
+    assert facts["kind"] == "diffusers pipeline" and facts["pipeline"] == "StableDiffusionPipeline"
+    assert facts["parts"]["unet"].startswith("UNet2DConditionModel, ")
+    assert facts["model"]["predicts"] == "v" and "scaled_linear" in facts["model"]["process"]
+    assert describe(pipelines / "sd3")["model"]["predicts"] == "velocity"
+
+
+def test_a_part_tells_its_class_and_parameters(pipelines):
+    facts = describe(pipelines / "sd" / "unet")
+    assert facts["class"] == "UNet2DConditionModel"
+    own = tiny.stable_diffusion(prediction_type="v_prediction").unet
+    assert facts["parameters"] == sum(p.numel() for p in own.parameters())
+
+
+def test_a_header_is_read_without_its_tensors(tmp_path):
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.bfloat16)}, tmp_path / "x.safetensors")
+    header = read_header(tmp_path / "x.safetensors")
+    assert header.shapes == {"a": (3, 4), "b": (5,)} and header.parameters == 17
+    assert header.dtypes == ("BF16", "F32")
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:40])
+    with pytest.raises(BadFile, match="not a whole safetensors file"):
+        describe(tmp_path / "half.safetensors")
+
+
+@pytest.mark.parametrize("style", ["peft", "kohya"])
+def test_a_lora_tells_its_rank_and_layers(tmp_path, style):
+    down, up = {"peft": ("lora_A.weight", "lora_B.weight"), "kohya": ("lora_down.weight", "lora_up.weight")}[style]
+    layers = ["unet.mid.attn.to_q", "unet.mid.attn.to_v"]
+    tensors = {f"{layer}.{down}": torch.zeros(4, 8) for layer in layers}
+    tensors |= {f"{layer}.{up}": torch.zeros(8, 4) for layer in layers}
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    facts = describe(tmp_path / "adapter.safetensors")
+    assert facts["kind"] == "LoRA" and facts["ranks"] == [4] and facts["layers"] == 2
+    assert facts["modules"] == ["to_q", "to_v"] and facts["parts"] == {"unet": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
+        ("joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
+        ("cond_stage_model.transformer.text_model.final_layer_norm.weight", "Stable Diffusion 1"),
+        ("something.else", "weights"),
+    ],
+)
+def test_single_files_are_told_by_their_names(tmp_path, name, kind):
+    save_file({name: torch.zeros(2)}, tmp_path / "model.safetensors")
+    assert describe(tmp_path / "model.safetensors")["kind"].startswith(kind)
+
+
+def test_pickles_are_named_and_never_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    torch.save(Bomb(), tmp_path / "model.ckpt")
+    with pytest.raises(BadFile, match="a pickle can run code"):
+        describe(tmp_path / "model.ckpt")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "model.ckpt").rename(folder / "pytorch_model.bin")
+    with pytest.raises(BadFile, match=r"pytorch_model.bin and no \.safetensors"):
+        describe(folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_repository_is_told_without_its_weights(hub, pipelines):
+    hub.repos["someone/model"] = files_of(pipelines / "sd") | {"unet/old.bin": b"pickle"}
+    facts = describe("someone/model")
+    here = describe(pipelines / "sd")
+    assert facts["place"] == "someone/model" and "old.bin" in facts["refused"]
+    assert {k: facts[k] for k in ("pipeline", "parts", "model", "safetensors")} == {
+        k: here[k] for k in ("pipeline", "parts", "model", "safetensors")
+    }
+    assert all(name.endswith(".json") for name in hub.downloaded)  # no weights came along
+
+
+def test_the_weights_of_a_repository_are_told_by_their_header(hub, tmp_path):
+    save_file({"x.lora_A.weight": torch.zeros(2, 5)}, tmp_path / "w.safetensors")
+    hub.repos["someone/adapter"] = {"w.safetensors": (tmp_path / "w.safetensors").read_bytes()}
+    assert describe("someone/adapter")["ranks"] == [2]
+
+
+def test_what_is_not_there_is_said(hub, tmp_path):
+    with pytest.raises(BadFile, match="no repository nobody/nothing"):
+        describe("nobody/nothing")
+    with pytest.raises(BadFile, match="no such file or folder"):
+        describe(tmp_path / "nothing")
+    with pytest.raises(BadValue, match="owner/name"):
+        HubRepository("no-owner")
+
+
+def test_without_a_connection_the_line_says_so(monkeypatch, tmp_path):
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(BadFile, match="the Hub could not be"):
+        describe("someone/model")
