@@ -85,7 +85,7 @@ def elbo(
         return denoiser(process.forward(x, level, noise=noise).x_t, level, cond).x0
 
     prior = 0.5 * _snr(levels[-1]) * _squared(x)  # both have the standard deviation noise(t_T)
-    steps = [0.5 * (_snr(s) - _snr(t)) * _squared(x - denoised(t)) for s, t in pairwise(levels)]
+    steps = [process.posterior_error(t, s) * _squared(x - denoised(t)) for s, t in pairwise(levels)]
     std = levels[0].noise / levels[0].data
     mean = denoised(levels[0])
     reconstruction = _log_density(x, mean, std) if bins is None else _log_probability(x, mean, std, bins)

@@ -2,6 +2,7 @@
 
 from condiff.process.categorical import Absorbing, MaskAndUniform, TokenProcess, UniformTokens
 from condiff.process.curves import VE, OffsetCosine, Sigmoid, SubVP
+from condiff.process.driven import Driven
 from condiff.process.endpoint import Bridge, Endpoint, Interpolant, Residual
 from condiff.process.gaussian import Gaussian, Process
 from condiff.process.joint import Joint, JointPrior
@@ -44,6 +45,7 @@ __all__ = [
     "Cosine",
     "CosineKeep",
     "Discrete",
+    "Driven",
     "Endpoint",
     "EndpointLaw",
     "Gaussian",

@@ -174,6 +174,16 @@ class Process(ABC):
         weight = algebra.divide(self.ratio(s, t) * s.noise * s.noise, t.noise)
         return prediction.linear(x0=s.data, source=s.source, noise=weight), self.posterior_std(t, s)
 
+    def posterior_error(self, t: Level, s: Level) -> Weight:
+        """``KL(q(x_s | x_t, x0, y) || q(x_s | x_t, x0', y)) = weight |x0 - x0'|^2``: the weight, for s < t.
+
+        ``(data_s - ratio noise_s^2 / noise_t^2 data_t)^2 / (2 var)``, on a path to noise ``(SNR_s - SNR_t) / 2``.
+        """
+        std = self.posterior_std(t, s)
+        share = algebra.divide(self.ratio(s, t) * s.noise * s.noise, t.noise * t.noise)
+        lack = s.data - share * t.data
+        return algebra.divide(lack * lack, 2.0 * std * std)
+
     def renoise(
         self,
         x_s: Tensor,
