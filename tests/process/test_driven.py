@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -86,13 +87,13 @@ def test_paths_of_the_chain_have_the_marginal_and_the_posterior():
 def test_posteriors_averaged_over_the_marginal_are_the_marginal(start):
     """Integrating q(z_s | z_t, E) over q(z_t | E) gives q(z_s | E), to 1e-12 for all steps t >= 2."""
     process = Driven(schedule=linear(60), drive=random_drive(60), start=start)
-    levels = nodes(process)
-    for s, t in zip(levels[1:], levels[2:], strict=False):
+    levels, truth = nodes(process), by_recursion(process)
+    for i, (s, t) in enumerate(pairwise(levels[1:])):
+        (c, share, var), (c_next, share_next, var_next) = truth[i], truth[i + 1]
         rho = process.ratio(s, t) * s.noise**2 / t.noise**2
-        mean = s.data + rho * (t.data - t.data)
-        variance = rho**2 * t.noise**2 + process.posterior_std(t, s) ** 2
-        assert mean == pytest.approx(s.data, abs=1e-12)
-        assert variance == pytest.approx(s.noise**2, abs=1e-12)
+        assert s.data + rho * (c_next - t.data) == pytest.approx(c, abs=1e-12)
+        assert s.source + rho * (start * share_next - t.source) == pytest.approx(start * share, abs=1e-12)
+        assert rho**2 * var_next + process.posterior_std(t, s) ** 2 == pytest.approx(var, abs=1e-12)
 
 
 def test_both_forms_of_the_posterior_mean_are_one():
@@ -207,7 +208,7 @@ def test_its_configuration_round_trips():
 
 def test_what_makes_no_chain_is_refused():
     for drive in ((), (0.0, 0.0), (float("nan"),), (1.0,) * 31):
-        with pytest.raises(BadValue, match="drive|weights"):
+        with pytest.raises(BadValue, match=r"drive|weights"):
             Driven(schedule=linear(30), drive=drive)
     with pytest.raises(BadValue, match=">= 0 at every step"):
         Driven(schedule=linear(30), drive=(1.0, -2.0))
