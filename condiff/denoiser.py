@@ -210,19 +210,28 @@ class Denoiser(nn.Module):
         """The kinds of the conditions that the network declares."""
         return getattr(self.network, "condition_kinds", {})
 
-    def forward(self, x_t: Tensor, t: Time, cond: Mapping[str, Any] | Conditions | None = None) -> Prediction:
-        if self.shape is not None and x_t.shape[1:] != self.shape:
+    def forward(
+        self, x_t: Tensor, t: Time, cond: Mapping[str, Any] | Conditions | None = None, **options: Any
+    ) -> Prediction:
+        """``options`` go to the network, such as the cache of a :class:`condiff.networks.VideoTransformer`."""
+        if self.shape is not None and x_t.shape[1:] != self.shape and not self._other_length(x_t):
             raise BadValue(f"a state of shape {tuple(x_t.shape)} came to a denoiser of samples {self.shape}")
         level = self.process.at(t)
         check_times(level.t, x_t)
         cond = as_conditions(cond, self.kinds, x_t.device)
         c_in, c_skip, c_out = self.precondition.weights(level)
-        out = self.network(scale(c_in, x_t), time_tensor(self.precondition.time(level), x_t), cond)
+        out = self.network(scale(c_in, x_t), time_tensor(self.precondition.time(level), x_t), cond, **options)
         out, aux = out if isinstance(out, tuple) else (out, None)
         parts = (out,) if len(self.targets) == 1 else out.chunk(len(self.targets), dim=1)
         values = {k: combine((c_out, f), (c_skip, x_t)) for k, f in zip(self.targets, parts, strict=True)}
         source = cond.source
         return Prediction(x_t, level, values, source=None if source is None else source.to(x_t.dtype), aux=aux)
+
+    def _other_length(self, x_t: Tensor) -> bool:
+        """Whether these are samples with another number of frames, to a network that takes any."""
+        assert self.shape is not None
+        same = x_t.ndim == len(self.shape) + 1 and x_t.shape[2:] == self.shape[1:]
+        return same and getattr(self.network, "any_frames", False)
 
     def on(self, process: Process) -> Denoiser:
         """The same network, and its weights, as a denoiser on another process. Nothing is converted: that makes sense

@@ -59,6 +59,10 @@ class Source(ABC):
         """Integers uniform on {0, ..., high - 1}."""
         return (self.uniform(shape, torch.float64, device) * high).long().clamp_(max=high - 1)
 
+    def common(self) -> float:
+        """One uniform number on [0, 1) for the whole batch, the same for all of its shards."""
+        return float(self.uniform((1,)))
+
     def bernoulli(self, p: float | Tensor, shape: Shape, device: Any = "cpu") -> Tensor:
         """Booleans, true with probability ``p``."""
         return self.uniform(shape, torch.float64, device) < p
@@ -109,6 +113,11 @@ class PerSample(Source):
         out.generators = [self.generators[i] for i in index]
         return out
 
+    def common(self) -> float:
+        raise BadType(
+            "a number for the whole batch needs one seed: with a seed per sample there is none that all share"
+        )
+
     def _draw(self, kind, shape, dtype, device, param):
         if len(shape) == 0 or shape[0] != len(self.generators):
             raise BadValue(
@@ -133,6 +142,9 @@ class Shard(Source):
         if rows != self.stop - self.start:
             raise BadValue(f"a shard of {self.stop - self.start} rows was asked where {rows} rows lie")
         return self.start, self.total
+
+    def common(self) -> float:
+        return self.source.common()
 
     def _draw(self, kind, shape, dtype, device, param):
         if len(shape) == 0 or shape[0] != self.stop - self.start:

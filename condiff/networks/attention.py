@@ -68,10 +68,23 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of self-attention, each (B, N, heads, d), normalised and turned."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self._prepare(q, 0, rotary), self._prepare(k, 1, rotary), v
+        q, k, v = self.split(x)
+        return self.prepare(q, 0, rotary), self.prepare(k, 1, rotary), v
 
-    def _prepare(self, x: Tensor, which: int, rotary: Tensor | None) -> Tensor:
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of self-attention as they are, which a cache keeps, each (B, N, heads, d)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return q, k, v
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The queries of self-attention alone, as they are, (B, N, heads, d)."""
+        if type(self.qkv) is not nn.Linear:  # an adapter in its place has its own product
+            return self.split(x)[0]
+        width = x.shape[-1]
+        return F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width]).unflatten(-1, (self.heads, -1))
+
+    def prepare(self, x: Tensor, which: int, rotary: Tensor | None) -> Tensor:
+        """Queries (``which`` = 0) or keys (1), normalised and turned."""
         if self.qk_gain is not None:
             x = F.rms_norm(x, x.shape[-1:], eps=1e-6) * self.qk_gain[which].to(x.dtype)
         return x if rotary is None else rotate(x, rotary)
@@ -106,7 +119,7 @@ class Attention(nn.Module):
             assert context is not None
             k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
             q = self.q(x).unflatten(-1, (self.heads, -1))
-            q, k = self._prepare(q, 0, rotary), self._prepare(k, 1, None)
+            q, k = self.prepare(q, 0, rotary), self.prepare(k, 1, None)
         else:
             q, k, v = self.project(x, rotary)
         return self.out(self.attend(q, k, v, mask, causal))

@@ -31,12 +31,14 @@ class Network(nn.Module, ABC):
         config: the frozen dataclass that builds it.
         layout: where the channels of a sample are.
         any_size: whether other spatial sizes than the configured one are taken.
+        any_frames: whether other numbers of frames are, with options ``prefix``, ``first`` and ``cache`` of a call.
     """
 
     config: Any
     layout: Layout
     bank: ConditionBank
     any_size: ClassVar[bool] = False
+    any_frames: ClassVar[bool] = False
 
     @property
     def condition_kinds(self) -> Mapping[str, str]:

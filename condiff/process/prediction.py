@@ -252,6 +252,18 @@ class Prediction:
             raise BadValue(f"{kind} of shape {tuple(value.shape)} must have the shape of x_t, {tuple(self.x_t.shape)}")
         return Prediction(self.x_t, self.level, {kind: value}, self.source, {**self.aux, **aux})
 
+    def part(self, index: Any, level: Level) -> Prediction:
+        """The same about a part of the state, ``x_t[index]``, whose level is given; side outputs of the state's leading
+        shape are cut as well."""
+
+        def cut(value: Any) -> Any:
+            same = isinstance(value, Tensor) and value.shape[:2] == self.x_t.shape[:2]
+            return value[index] if same else value
+
+        source = None if self.source is None else self.source[index]
+        values = {kind: value[index] for kind, value in self.values.items()}
+        return Prediction(self.x_t[index], level, values, source, {k: cut(v) for k, v in self.aux.items()})
+
     def __repr__(self) -> str:
         return f"Prediction({', '.join(self.values)}; x_t {tuple(self.x_t.shape)}, t={self.level.t})"
 
