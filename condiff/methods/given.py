@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condiff.data import Data, Place, arrays, images, of_volumes
+from condiff.data import Data, Place, arrays, images
 from condiff.errors import BadFile, BadValue, unknown
-from condiff.methods import scans
 
 PICTURE_OPTIONS = ("filter", "background", "skip_bad")
 
@@ -46,7 +45,6 @@ def read(words: Sequence[str], data: Data, options: Mapping[str, Any]) -> Given:
     Args:
         words: ``NAME=VALUE`` with a number or a list, ``NAME=PATH`` or, where one condition alone can be meant,
             ``PATH``: a picture, a folder of pictures, a ``.npy`` array, or a ``.npz`` archive with conditions by name.
-            For runs on scans see :func:`condiff.methods.scans.read`.
         data: the run's data, whose conditions these must be like.
         options: how its pictures were read.
 
@@ -54,11 +52,6 @@ def read(words: Sequence[str], data: Data, options: Mapping[str, Any]) -> Given:
         BadValue: an unknown condition (with the nearest), another shape, lengths that differ.
         BadFile: a file that isn't there or can't be read.
     """
-    own = of_volumes(data)
-    if own is not None and words:
-        lists, places = scans.read(words, own[0])
-        rows = {name: torch.cat(values) for name, values in lists.items()}
-        return Given(rows, tuple(p.name for p in places), tuple(places))
     cond: dict[str, Tensor] = {}
     names: tuple[str, ...] = ()
     example = data.batch([0])["cond"]
@@ -69,7 +62,7 @@ def read(words: Sequence[str], data: Data, options: Mapping[str, Any]) -> Given:
             continue
         name = name or _only(word, example, data)
         value, seen = _value(text, data, options)
-        cond[name], names = _fit(name, value, example[name]), seen or names
+        cond[name], names = fit(name, value, example[name]), seen or names
     lengths = {n: len(v) for n, v in cond.items() if len(v) > 1}
     if len(set(lengths.values())) > 1:
         raise BadValue(f"conditions with as many rows as each other, or one, are wanted; got {lengths}")
@@ -88,7 +81,7 @@ def _table(path: Path, wanted: Sequence[str], data: Data, options: Mapping[str, 
             how = None if value.dtype == torch.uint8 else "keep"
             read_as = arrays(path, name, channels=options.get("channels", "first"), range=how)
             out[name] = read_as.batch(range(len(read_as)))["x"]
-    return {n: _fit(n, v, example[n]) for n, v in out.items()}
+    return {n: fit(n, v, example[n]) for n, v in out.items()}
 
 
 def _named(word: str, example: Mapping[str, Tensor]) -> tuple[str | None, str]:
@@ -147,7 +140,12 @@ def _load(path: Path) -> Any:
         raise BadFile(f"{path} can't be read as a NumPy file without pickle: {error}") from error
 
 
-def _fit(name: str, value: Tensor, example: Tensor) -> Tensor:
+def fit(name: str, value: Tensor, example: Tensor) -> Tensor:
+    """The rows of a condition, like an example of it.
+
+    Raises:
+        BadValue: another shape, no rows, NaN or infinity.
+    """
     if value.shape[1:] != example.shape[1:] or len(value) == 0:
         raise BadValue(
             f"condition {name!r} has rows of shape {tuple(example.shape[1:])}, got {tuple(value.shape[1:])} "
