@@ -3,7 +3,7 @@
 import torch
 
 from condiff.conditions import Condition, Conditions, Frames, Label, Map, Observation, Tokens
-from condiff.networks import MLP, DiT, UNet
+from condiff.networks import MLP, DiT, GatedSeries, UNet
 
 LABEL = {"label": Label(10)}
 TEXT = {"label": Label(10), "text": Tokens(5)}
@@ -27,6 +27,9 @@ BUILD = {
     ),
     "dit-series": lambda **k: DiT(
         shape=(8, 3), width=16, depth=2, heads=2, patch=1, conditions={**LABEL, "seen": Observation(3)}, **k
+    ),
+    "gated-series": lambda **k: GatedSeries(
+        shape=(8, 3), width=16, depth=2, states=8, conditions={**LABEL, "seen": Observation(3)}, **k
     ),
     "dit-cross": lambda **k: DiT(shape=(1, 4, 4), width=16, depth=2, heads=2, conditions=TEXT, **k),
     "dit-joint": lambda **k: DiT(shape=(1, 4, 4), width=16, depth=2, heads=2, tokens="joint", conditions=TEXT, **k),
