@@ -3,27 +3,58 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from condiff.denoiser import EDMPrecondition, Plain, Precondition
 from condiff.errors import BadType, BadValue, Incompatible, unknown
-from condiff.process import Discrete, Gaussian, Rectified
+from condiff.process import EDM, Discrete, Gaussian, Level, Rectified
+from condiff.process.algebra import Weight
+from condiff.process.table import zero_terminal_snr
 
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "x0"}
 RULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+SPACED_BY_NOISE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+
+
+@dataclass(frozen=True)
+class Whole(Plain):
+    """The network is told the whole number below ``steps t``, divided by steps: multistep schedulers of flows keep
+    their times as integers.
+
+    Args:
+        steps: numbered times.
+    """
+
+    steps: int = 1000
+
+    def time(self, level: Level) -> Weight:
+        number = self.steps * level.network_time + 1e-4  # noise levels were rounded to float32
+        return (number // 1) / self.steps
+
+
+@dataclass(frozen=True)
+class ContinuousV(EDMPrecondition):
+    """EDM's scalings around a network that predicts v: the output of Karras 2022 with the other sign."""
+
+    def weights(self, level: Level) -> tuple[Weight, Weight, Weight]:
+        c_in, c_skip, c_out = super().weights(level)
+        return c_in, c_skip, -1.0 * c_out
 
 
 def process_of(scheduler: Any) -> tuple[Gaussian, str]:
     """``(process, target)`` of a scheduler's configuration.
 
     A scheduler with betas gives a table with the same levels, in float64; a flow-matching one straight paths, with
-    sigma as the time (its shift is a matter of the grid, see :func:`grid_of`).
+    sigma as the time (its shift is a matter of the grid, see :func:`grid_of`); one of continuous noise levels EDM's
+    process, whose networks need a precondition, see :func:`precondition_of`.
 
     Raises:
         BadType: no scheduler.
-        Incompatible: a scheduler of another family, such as EDM's.
+        Incompatible: a scheduler of another family.
         BadValue: an unknown beta schedule or prediction type.
     """
     config = getattr(scheduler, "config", None)
@@ -31,6 +62,8 @@ def process_of(scheduler: Any) -> tuple[Gaussian, str]:
         raise BadType(f"a diffusers scheduler is wanted, got {type(scheduler).__name__}")
     if is_flow(scheduler):
         return Gaussian(Rectified()), "velocity"
+    if is_continuous(scheduler):
+        return Gaussian(EDM(sigma_max=float(config["sigma_max"]))), "x0"
     if not hasattr(scheduler, "alphas_cumprod"):
         raise Incompatible(
             f"{type(scheduler).__name__} has neither a table of betas nor flow sigmas: build the Denoiser from the "
@@ -42,6 +75,18 @@ def process_of(scheduler: Any) -> tuple[Gaussian, str]:
     return Gaussian(table_of(scheduler)), PREDICTIONS[target]
 
 
+def precondition_of(scheduler: Any) -> Precondition:
+    """How a network that a scheduler steps is called: told the index of a table, the time of a flow, or scaled."""
+    if is_continuous(scheduler):
+        return ContinuousV(sigma_data=1.0)
+    if not is_flow(scheduler):
+        return Plain(index=True)
+    # Whole times are read off the steps, as the type of those before set_timesteps isn't theirs
+    times = stepped(scheduler, 2, **shift_options(scheduler, 1)).timesteps
+    steps = scheduler.config["num_train_timesteps"]
+    return Plain() if times.dtype.is_floating_point else Whole(steps=steps)
+
+
 def table_of(scheduler: Any) -> Discrete:
     """The scheduler's table of noise levels.
 
@@ -49,20 +94,53 @@ def table_of(scheduler: Any) -> Discrete:
         BadValue: a rule of betas that isn't known here.
     """
     config = scheduler.config
-    if config.get("trained_betas") is not None:
-        return Discrete.from_betas(config["trained_betas"])
-    rule = config["beta_schedule"]
-    if rule not in RULES:
-        raise unknown("beta schedule", rule, RULES)
-    ends = {} if rule == "squaredcos_cap_v2" else {"beta_start": config["beta_start"], "beta_end": config["beta_end"]}
     zero = bool(config.get("rescale_betas_zero_snr", False))
-    return Discrete(rule=RULES[rule], steps=config["num_train_timesteps"], zero_terminal_snr=zero, **ends)
+    if config.get("trained_betas") is not None:
+        table = Discrete.from_betas(config["trained_betas"])
+    else:
+        rule = config["beta_schedule"]
+        if rule not in RULES:
+            raise unknown("beta schedule", rule, RULES)
+        ends = (
+            {} if rule == "squaredcos_cap_v2" else {"beta_start": config["beta_start"], "beta_end": config["beta_end"]}
+        )
+        shifted = config.get("snr_shift_scale") is not None
+        table = Discrete(
+            rule=RULES[rule], steps=config["num_train_timesteps"], zero_terminal_snr=zero and not shifted, **ends
+        )
+    if config.get("snr_shift_scale") is None:
+        return table
+    alphas = table.table / (config["snr_shift_scale"] + (1.0 - config["snr_shift_scale"]) * table.table)
+    return Discrete.from_alphas_cumprod(zero_terminal_snr(alphas) if zero else alphas)
 
 
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler runs a flow-matching model."""
     name = type(scheduler).__name__
     return name.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas", False))
+
+
+def is_continuous(scheduler: Any) -> bool:
+    """Whether a scheduler runs a model of continuous noise levels that predicts v, as Stable Video Diffusion."""
+    config = scheduler.config
+    return config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+
+
+def shift_options(scheduler: Any, tokens: int) -> dict[str, float]:
+    """``mu`` for a scheduler whose shift depends on the number of tokens: linear in it between the two ends."""
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting", False):
+        return {}
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return {"mu": low + (high - low) * (tokens - few) / (many - few)}
+
+
+def stepped(scheduler: Any, steps: int | None, **options: Any) -> Any:
+    """A copy of the scheduler, with its steps set."""
+    scheduler = copy.deepcopy(scheduler)  # the caller's stays as it is
+    scheduler.set_timesteps(steps, **options)
+    return scheduler
 
 
 def grid_of(scheduler: Any, steps: int, **options: Any) -> Tensor:
@@ -76,10 +154,12 @@ def grid_of(scheduler: Any, steps: int, **options: Any) -> Tensor:
     """
     if steps < 1:
         raise BadValue(f"steps must be at least 1, got {steps}")
-    scheduler = copy.deepcopy(scheduler)  # the caller's stays as it is
-    scheduler.set_timesteps(steps, **options)
+    scheduler = stepped(scheduler, steps, **options)
     if is_flow(scheduler):
         return torch.as_tensor(scheduler.sigmas, dtype=torch.float64)
+    if is_continuous(scheduler) or any(scheduler.config.get(name, False) for name in SPACED_BY_NOISE):
+        sigmas = torch.as_tensor(scheduler.sigmas, dtype=torch.float64)  # noise / data
+        return process_of(scheduler)[0].time(-2.0 * torch.log(sigmas))
     table = table_of(scheduler)
     indices = torch.as_tensor(scheduler.timesteps, dtype=torch.float64).unique(sorted=True).flip(0)
     return torch.cat([table.at_index(indices), table.at_index(_last(scheduler)).reshape(1)])

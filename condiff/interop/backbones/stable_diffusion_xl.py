@@ -1,0 +1,90 @@
+"""Stable Diffusion XL: two text encoders, a pooled prompt, and the size of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from condiff.conditions import Condition, Conditions
+from condiff.errors import Incompatible
+from condiff.interop.backbones.base import Backbone, Family, filled, need
+from condiff.interop.backbones.stable_diffusion import refuse_more
+
+
+class TextAndSize(Backbone):
+    """``UNet2DConditionModel`` of Stable Diffusion XL: conditions ``prompt`` (B, L, D), ``pooled`` (B, P) and ``size``
+    (B, 6): height and width of the original, top and left of the crop, height and width of the sample, in pixels.
+
+    Rows without a prompt are told their size all the same, as in the pipeline.
+
+    Args:
+        null: (L, D) and (P,), for rows without a prompt.
+    """
+
+    condition_kinds: ClassVar[dict[str, str]] = {"prompt": "tokens", "pooled": "vector", "size": "vector"}
+
+    def __init__(self, net: Any, null: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__(net)
+        tokens, pooled = null or (None, None)
+        self.register_buffer("null", tokens, persistent=False)
+        self.register_buffer("null_pooled", pooled, persistent=False)
+
+    def told(self, cond: Conditions) -> dict[str, Any]:
+        """What the network is told, by its own names."""
+        tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
+        pooled = filled(need(cond, "pooled", "a pooled prompt"), self.null_pooled, "pooled")  # type: ignore[arg-type]
+        size = need(cond, "size", "the size of the picture").value
+        added = {"text_embeds": pooled.to(self.dtype), "time_ids": size.to(self.dtype)}
+        return {"encoder_hidden_states": tokens.to(self.dtype), "added_cond_kwargs": added}
+
+    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
+        return self.call(x, time, **self.told(cond))
+
+
+class StableDiffusionXL(Family):
+    """``StableDiffusionXLPipeline`` and ``StableDiffusionXLImg2ImgPipeline``, but no refiner."""
+
+    networks = ("UNet2DConditionModel",)
+    reference = ("prompt", "pooled")
+    scale = 5.0
+
+    @classmethod
+    def takes(cls, pipe: Any, net: Any) -> bool:
+        text_time = net.config.get("addition_embed_type") == "text_time"
+        return super().takes(pipe, net) and text_time and hasattr(pipe, "text_encoder_2")
+
+    def check(self) -> None:
+        super().check()
+        refuse_more(self.net, ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"))
+        if self.pipe.config.get("requires_aesthetics_score"):
+            raise Incompatible("a refiner, which is told a score of its picture, isn't known here")
+
+    def make_backbone(self) -> Backbone:
+        return TextAndSize(self.net, self.null())
+
+    def null(self) -> tuple[Tensor, Tensor] | None:
+        """What rows without a prompt are told, of a pipeline that has its text encoders: zeros where it says so."""
+        if self.pipe.text_encoder_2 is None:
+            return None
+        empty = self.words([""])
+        null = empty["prompt"].value[0], empty["pooled"].value[0]
+        if self.pipe.config.get("force_zeros_for_empty_prompt"):
+            return torch.zeros_like(null[0]), torch.zeros_like(null[1])
+        return null
+
+    def encode(self, entries: Sequence[Any]) -> Conditions:
+        """Prompts, of whole pictures of the size of the sample."""
+        told = self.words(entries)
+        size = torch.tensor([*self.size, 0, 0, *self.size], dtype=torch.float32, device=told["pooled"].value.device)
+        return told.replace(size=Condition(size.expand(len(entries), 6), "vector"))
+
+    @torch.no_grad()
+    def words(self, entries: Sequence[Any]) -> Conditions:
+        self.text_encoders("text_encoder", "text_encoder_2")
+        tokens, _, pooled, _ = self.pipe.encode_prompt(
+            list(entries), device=self.device, do_classifier_free_guidance=False
+        )
+        return Conditions({"prompt": Condition(tokens, "tokens"), "pooled": Condition(pooled, "vector")})
