@@ -7,6 +7,7 @@ network on another process, are refused and the difference is named.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from condiff.codecs import Codec
 from condiff.config import from_config, read_json, to_config
 from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadType, BadValue, Incompatible, unknown
-from condiff.files import read_metadata, read_tensors, write_json, write_tensors
+from condiff.files import read_metadata, read_tensors, replacing, write_json, write_tensors
 from condiff.heads import Heads
 from condiff.process import Process
 from condiff.process.categorical import TokenProcess
@@ -82,6 +83,21 @@ def save_model(
         file = ema_file(None if index == 0 else name)
         write_tensors(folder / file, averaged, describe_weights(denoiser, f"ema-{name}", default=index == 0, **facts))
     write_json(folder / CONFIG, {"format": FORMAT, **(extra or {}), "denoiser": describe(denoiser)})
+
+
+def copy_model(source: Path, target: Path, record: Mapping[str, Any]) -> None:
+    """The weights of a model folder into another one, whose ``config.json`` is the given record.
+
+    Raises:
+        BadFile: there are none, or writing fails.
+    """
+    files = sorted(source.glob("model*.safetensors"))
+    if not files:
+        raise BadFile(f"there are no weights in {source}")
+    for file in files:
+        with replacing(target / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+    write_json(target / CONFIG, record)
 
 
 def load_model(

@@ -1,1 +1,21 @@
 """Distillation: trainings in stages, each with the frozen result of the one before as its teacher."""
+
+from condiff.distill.chain import Chain
+from condiff.distill.grid import DistilledGrid
+from condiff.distill.stage import Stage, extended, guided_stage, halving_stages
+from condiff.distill.teaching import GuidedDistillation, Halving, Taught, fraction, frozen, two_steps
+
+__all__ = [
+    "Chain",
+    "DistilledGrid",
+    "GuidedDistillation",
+    "Halving",
+    "Stage",
+    "Taught",
+    "extended",
+    "fraction",
+    "frozen",
+    "guided_stage",
+    "halving_stages",
+    "two_steps",
+]

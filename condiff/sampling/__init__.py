@@ -29,7 +29,7 @@ from condiff.sampling.sde_likelihood import sde_log_likelihood
 from condiff.sampling.sigmas import BetaSigmas, Karras, UniformLogSNR
 from condiff.sampling.solver import Entry, Solver, State
 from condiff.sampling.solvers.adams import AdamsBashforth
-from condiff.sampling.solvers.ddim import DDIM, Consistency
+from condiff.sampling.solvers.ddim import DDIM, Consistency, Overshoot
 from condiff.sampling.solvers.ddpm import DDPM
 from condiff.sampling.solvers.dpm import DPMSolver, DPMSolverPP
 from condiff.sampling.solvers.dpm_v3 import DPMSolverV3
@@ -77,6 +77,7 @@ __all__ = [
     "MeanShift",
     "ModelStatistics",
     "Nudge",
+    "Overshoot",
     "Power",
     "PredictorCorrector",
     "Propagation",

@@ -38,11 +38,12 @@ from condiff.training.watch import Watch
 
 
 class Status(NamedTuple):
-    """How :meth:`Trainer.fit` ended: at which step, and whether a signal stopped it (and which)."""
+    """How :meth:`Trainer.fit` ended: at which step (of which stage), and whether a signal stopped it (and which)."""
 
     step: int
     stopped: bool = False
     signal: int | None = None
+    stage: str | None = None
 
     @property
     def exit_code(self) -> int:

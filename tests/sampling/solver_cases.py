@@ -15,6 +15,7 @@ from condiff.sampling import (
     DPMSolverPP,
     Euler,
     Heun,
+    Overshoot,
     Renoise,
     RungeKutta,
     UniPC,
@@ -32,7 +33,7 @@ STOCHASTIC = [
 ]  # fmt: skip
 ALL = DETERMINISTIC + STOCHASTIC
 SINGLE_LINE = [  # exact where all data are one point
-    DDIM(), DDIM(eta=0.7), DDPM(), Consistency(), DPMSolverPP(1), DPMSolverPP(3), DPMSolverPP(3, noise=1.0), UniPC(3),
+    DDIM(), DDIM(eta=0.7), DDPM(), Overshoot(), Consistency(), DPMSolverPP(1), DPMSolverPP(3), DPMSolverPP(3, noise=1.0), UniPC(3),
     UniPC(2, "bh1"), Heun(), DPMSolver(3), UniPC(2, predict="noise"),
 ]  # fmt: skip
 each = lambda name, solvers: pytest.mark.parametrize(name, solvers, ids=str)
