@@ -27,8 +27,7 @@ def summary(metrics: dict[str, Any], folder: Path) -> str:
             lines.append(f"  {key:<24} {value:.4g}")
     looks = [
         ("report.html", "everything on one page"),
-        ("samples.png", "samples"),
-        ("samples.txt", "samples"),
+        *((path.name, "samples") for path in sorted(folder.glob("samples.*"))),
         ("curves.png", "training curves"),
     ]
     lines += ["", f"look at  {folder}/"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from condiff.methods.catalogue import ENTRIES, Entry, find
 
-_LAZY = {"Recipe": "recipe", "Sampler": "recipe", "Facts": "experiment", "Reproduction": "reproduction"}
+_LAZY = {"Recipe": "recipe", "Sampler": "recipe", "Facts": "facts", "Reproduction": "reproduction"}
 
 __all__ = ["ENTRIES", "Entry", "find", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]: imported on first use
 

@@ -1,76 +1,27 @@
-"""Drawing from a trained run: which labels, which seeds, in batches that don't change the result."""
+"""Drawing from a trained run: which labels, which conditions, with what sampler."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from condiff import figures
-from condiff.codecs import Codec
-from condiff.conditions import as_conditions
-from condiff.data import Data, DataMoments, encode_conditions
+from condiff.data import Data, DataMoments
 from condiff.denoiser import Denoises, device_of
 from condiff.errors import BadValue, Incompatible, unknown
 from condiff.guidance import Superpose
+from condiff.methods.drawn import Drawing, Plan, gather
+from condiff.methods.kinds import kind_of
 from condiff.methods.names import solver as solver_of
 from condiff.methods.recipe import Recipe, Sampler
 from condiff.process import PrincipalLaw, Teleport
-from condiff.random import PerSample
-from condiff.sampling import DDPM, Tail, infill, start_index, trajectory
+from condiff.sampling import DDPM, Tail, start_index
 from condiff.sampling.loop import as_grid
-
-MOST_NUMBERS = 2**25  # of volumes in one network call
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """Samples and how they were made.
-
-    ``truth`` are the real samples whose conditions were used, if they were; ``calls`` (N,) the network calls that each
-    sample took, where samples differ in that.
-    """
-
-    x: Tensor
-    labels: Tensor | None
-    truth: Tensor | None
-    names: list[str] | None
-    nfe: int
-    seconds: float
-    columns: int | None
-    cond: Mapping[str, Tensor] = field(default_factory=dict)
-    calls: Tensor | None = None
-
-
-def rows_at_once(shape: Sequence[int], batch: int) -> int:
-    """The rows of a network call: fewer where samples are volumes. Samples don't depend on it."""
-    return batch if len(shape) != 4 else max(1, min(batch, MOST_NUMBERS // math.prod(shape)))
-
-
-def middle(made: Drawing) -> Drawing:
-    """The same samples, seen in the middle of their first axis."""
-    cut = lambda x: x[:, :, x.shape[2] // 2] if isinstance(x, Tensor) and x.ndim == 5 else x
-    return replace(made, x=cut(made.x), truth=cut(made.truth), cond={n: cut(v) for n, v in made.cond.items()})
-
-
-def save_grid(made: Drawing, path: Path) -> Path:
-    """A grid of samples; where pictures were given, beside them and beside the true one. Volumes in their middle."""
-    made = middle(made)
-    seen = {name: v for name, v in made.cond.items() if v.shape == made.x.shape}
-    if not seen:
-        return figures.grid(made.x, path, labels=made.names, columns=made.columns)
-    given = {"given": next(iter(seen.values()))} if len(seen) == 1 else seen
-    parts = {**given, "sample": made.x, "true": made.truth}
-    parts = {word: x for word, x in parts.items() if x is not None}
-    x = torch.stack(list(parts.values()), 1).flatten(0, 1)
-    across = max(1, min(3, round(math.sqrt(len(made.x) / len(parts)))))
-    return figures.grid(x, path, labels=list(parts) * len(made.x), columns=len(parts) * across)
 
 
 def choose_labels(data: Data, wanted: Sequence[str], num: int) -> Tensor | None:
@@ -169,7 +120,7 @@ def teleported(
     return replace(sampler, grid=Tail(sampler.grid, skip=index), prior=Teleport(one, float(times[0])))
 
 
-def draw_samples(
+def plan_samples(
     denoiser: Denoises,
     recipe: Recipe,
     data: Data,
@@ -182,8 +133,8 @@ def draw_samples(
     given: Mapping[str, Tensor] | None = None,
     superpose: str | None = None,
     known: tuple[Tensor, Tensor] | None = None,
-) -> Drawing:
-    """Draw ``num`` samples; sample i depends on ``seed + i`` only.
+) -> Plan:
+    """What it takes to draw ``num`` samples; sample i depends on ``seed + i`` only.
 
     Args:
         data: where classes, and conditions other than labels, come from.
@@ -205,66 +156,35 @@ def draw_samples(
         guided, together = superposed(denoiser, data, wanted, superpose, sampler.guidance)
         cond.pop("label", None)
         labels = None
-    times = as_grid(sampler.grid, sampler.steps, denoiser.process)
-    device = device_of(denoiser)
-    codec, batch = recipe.build_codec(device), rows_at_once(data.shape, batch)
-    started, parts, counts, nfe = time.perf_counter(), [], [], 0
-    for first in range(0, num, batch):
-        rows = range(first, min(first + batch, num))
-        mine = {name: value[rows.start : rows.stop].to(device) for name, value in cond.items()}
-        if codec is not None:
-            mine = encode_conditions(codec, mine, data.kinds, data.shape)
-        x, nfe, calls = _batch(guided, sampler, times, rows, seed, mine, device, recipe.objective.transform, known)
-        parts.append((x if codec is None else _decoded(codec, x)).cpu())
-        counts.append(calls)
     names = None if together is None else [together] * num
     if labels is not None:
         names = [data.classes[i] for i in labels.tolist()]
     kinds = min(len(set(wanted)) or len(data.classes), 20) if labels is not None else 1
-    return Drawing(
-        x=torch.cat(parts),
-        labels=labels,
-        truth=truth,
-        names=names,
-        nfe=nfe,
-        seconds=time.perf_counter() - started,
-        columns=kinds if kinds > 1 else None,  # a column a class
+    device = device_of(denoiser)
+    return Plan(
+        denoiser=guided,
+        recipe=recipe,
+        sampler=sampler,
+        times=as_grid(sampler.grid, sampler.steps, denoiser.process),
+        data=data,
+        num=num,
+        seed=seed,
+        batch=kind_of(data).rows_at_once(data, batch),
+        device=device,
+        codec=recipe.build_codec(device),
         cond=cond,
-        calls=torch.cat(counts) if all(isinstance(c, Tensor) for c in counts) else None,
+        truth=truth,
+        known=known,
+        labels=labels,
+        names=names,
+        columns=kinds if kinds > 1 else None,  # a column a class
     )
 
 
 @torch.no_grad()
-def _decoded(codec: Codec, x: Tensor) -> Tensor:
-    return codec.decode(x)
-
-
-@torch.no_grad()
-def _batch(
-    guided: Any,
-    sampler: Sampler,
-    times: Tensor,
-    rows: range,
-    seed: int,
-    cond: dict[str, Tensor],
-    device: Any,
-    transform: Any,
-    known: tuple[Tensor, Tensor] | None = None,
-):
-    rng = PerSample(seed + i for i in rows)
-    mine = as_conditions(cond, guided.kinds, device)
-    if transform is not None:  # what it does outside training: an endpoint chosen, a fixed corruption
-        mine = transform(mine, t=None, rng=rng, training=False)
-    process, shape = guided.process, (len(rows), *guided.shape)
-    start = process.levels(times[:1])[0]
-    held = None
-    if known is None:
-        x = (sampler.prior or process.prior()).sample(start, shape, rng, source=mine.source, device=device)
-    else:
-        tokens, held = (part[rows.start : rows.stop].to(device) for part in known)
-        x = infill(process, tokens, held, rng)
-    nfe, calls = 0, None
-    run = trajectory(guided, x, solver=sampler.solver, cond=mine, grid=times, hooks=sampler.hooks, rng=rng, held=held)
-    for step in run:
-        x, nfe, calls = step.x_s, step.nfe, step.state.extra.get("nfe")
-    return x, nfe, None if calls is None else calls.cpu()
+def draw_samples(denoiser: Denoises, recipe: Recipe, data: Data, *, num: int, **how: Any) -> Drawing:
+    """Draw ``num`` samples; sample i depends on ``seed + i`` only. Arguments are those of :func:`plan_samples`."""
+    plan, kind = plan_samples(denoiser, recipe, data, num=num, **how), kind_of(data)
+    started = time.perf_counter()
+    parts = [kind.draw(plan, rows) for rows in plan.blocks()]
+    return gather(plan, parts, time.perf_counter() - started)

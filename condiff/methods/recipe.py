@@ -7,7 +7,7 @@ stores the result. ``Recipe.denoiser()`` and ``Recipe.guided()`` assemble the pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
 from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Free
 from condiff.networks import DiTConfig, MLPConfig, TokenTransformerConfig
-from condiff.process import Prior, Process
+from condiff.process import Joint, Prior, Process
 from condiff.process.categorical import TokenProcess
 from condiff.sampling import Grid, Hook, Solver, Uniform
+from condiff.sampling.joint import join
 from condiff.sampling.loop import as_grid
 from condiff.token_denoiser import TokenDenoiser
-from condiff.training import Denoising, TokenDenoising, TrainConfig
+from condiff.training import Denoising, JointDenoising, TokenDenoising, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,10 @@ class Recipe:
 
     method: str
     network: Any
-    process: Process | TokenProcess
+    process: Process | TokenProcess | Joint
     target: str | tuple[str, ...] = "velocity"
     precondition: Precondition = Plain()
-    objective: Denoising | TokenDenoising = Denoising()
+    objective: Denoising | TokenDenoising | JointDenoising = Denoising()
     training: TrainConfig = TrainConfig()
     sampler: Sampler
     codec: Any = None
@@ -80,8 +81,12 @@ class Recipe:
         codec = self.build_codec()
         return data if codec is None else Encoded(data, codec)
 
-    def denoiser(self, seed: int | None = None) -> Denoiser | TokenDenoiser:
-        """A freshly initialised denoiser, a function of the seed when one is given."""
+    def denoiser(self, seed: int | None = None) -> Any:
+        """A freshly initialised denoiser, a function of the seed when one is given.
+
+        Raises:
+            Incompatible: a process that no denoiser of ``DENOISERS`` is made for, or parts that don't fit.
+        """
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -89,11 +94,12 @@ class Recipe:
         self._check_endpoint()
         times = as_grid(self.sampler.grid, self.sampler.steps, self.process)
         levels: Any = self.process.levels(times)
-        self.sampler.solver.plan(levels)  # a solver that can't be is refused before training
-        if isinstance(self.process, TokenProcess):
-            shape, told = self.network.shape, getattr(self.network, "time", True)
-            return TokenDenoiser(network, self.process, shape, time_free=not told)
-        return Denoiser(network, self.process, self.target, self.precondition, shape=self.network.shape)
+        join(self.sampler.solver, self.process, levels, None).plan(levels)  # what can't be, before training
+        build = next((make for law, make in DENOISERS.items() if isinstance(self.process, law)), None)
+        if build is None:
+            known = ", ".join(law.__name__ for law in DENOISERS)
+            raise Incompatible(f"no denoiser is known for {self.process}: there are those of {known}")
+        return build(self, network)
 
     def _check_endpoint(self) -> None:
         """
@@ -101,7 +107,7 @@ class Recipe:
             Incompatible: data with an endpoint that neither the process nor the network would see.
         """
         if isinstance(self.process, TokenProcess) or self.process.has_source:
-            return
+            return  # tokens have no endpoint
         for name, spec in dict(getattr(self.network, "conditions", {})).items():
             if isinstance(spec, Endpoint) and not spec.concat:
                 raise Incompatible(
@@ -113,6 +119,21 @@ class Recipe:
         """The denoiser with classifier-free guidance at the recipe's scale, or at another; itself at scale 1."""
         scale = self.sampler.guidance if scale is None else scale
         return denoiser if scale == 1.0 else Free(denoiser, scale=scale)
+
+
+def _of_values(recipe: Recipe, network: Any) -> Denoiser:
+    assert isinstance(recipe.process, Process)
+    return Denoiser(network, recipe.process, recipe.target, recipe.precondition, shape=recipe.network.shape)
+
+
+def _of_tokens(recipe: Recipe, network: Any) -> TokenDenoiser:
+    assert isinstance(recipe.process, TokenProcess)
+    told = getattr(recipe.network, "time", True)
+    return TokenDenoiser(network, recipe.process, recipe.network.shape, time_free=not told)
+
+
+# Which denoiser makes samples of a process: the first law that it is.
+DENOISERS: dict[type, Callable[[Recipe, Any], Any]] = {TokenProcess: _of_tokens, Process: _of_values}
 
 
 def embedding_for(kind: str, value: Any, classes: int | None) -> Spec:

@@ -50,8 +50,8 @@ td,th{border-color:#2a333d}h2{border-color:#2a333d}.dim{color:#93a0ad}}
 
 
 def _image(path: Path, alt: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+    data, kind = base64.b64encode(path.read_bytes()).decode(), path.suffix.removeprefix(".")
+    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{data}">'
 
 
 def _shown(path: Path, heading: str) -> str:
@@ -96,7 +96,7 @@ def write(
     """Write the page.
 
     Args:
-        pictures: (heading, PNG or text file) in order; files that don't exist are left out.
+        pictures: (heading, PNG, GIF or text file) in order; files that don't exist are left out.
         data: what was understood of the data.
         config: the configuration as text.
         commands: what to type next.

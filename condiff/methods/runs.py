@@ -16,27 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
-from condiff.data import Data, Pictures, Subset, TensorData, Unpaired, digits, open_data, split
+from condiff.data import Data, Pictures, Subset, TensorData, Unpaired, digits, open_data
 from condiff.data.open import options as source_options
 from condiff.errors import BadFile, BadValue, NonFinite
-from condiff.files import write_json
-from condiff.methods import report, scans, settings, texts
+from condiff.files import replacing, write_json
+from condiff.methods import report, settings
 from condiff.methods.catalogue import find
-from condiff.methods.drawing import Drawing, draw_samples, save_grid
-from condiff.methods.experiment import Facts
-from condiff.methods.judge import judge_of
+from condiff.methods.drawing import draw_samples
+from condiff.methods.facts import Facts
+from condiff.methods.kinds import Kind, kept_options, kind_of
 from condiff.methods.recipe import Recipe
-from condiff.metrics import evaluate, psnr, ssim
 from condiff.model_files import load_model
 from condiff.training import Status, Trainer
 
-FEWEST = 6  # rows that distances between distributions need
-SSIM_WINDOW = 11  # pixels that structural similarity looks at together
-MOST_TEXTS = 64  # samples of text that a run is judged by
 HELD_OUT = 0.1  # share of a user's data that is kept for evaluation
 
 
@@ -55,7 +50,8 @@ class DataRequest:
                 raise BadValue("digits are bundled: they take no --data and no data options")
             return digits("train"), digits("test")
         try:
-            return split(open_data(self.source, **self._arguments()), HELD_OUT)
+            data = open_data(self.source, **self._arguments())
+            return kind_of(data).split(data, HELD_OUT)
         except NonFinite as error:  # of the data, not of the work
             raise BadValue(f"{error}: leave such rows out, or fill the gaps") from error
 
@@ -87,12 +83,13 @@ class Request:
 
     def recipe(self, data: Data) -> Recipe:
         """The method's recipe for the data, with what the file, the flags and the settings say, in that order."""
-        method = self.method or ("flow-matching" if data.vocab is None else "radd")
+        kind = kind_of(data)
+        method = self.method or kind.default_method
         recipe = find(method).recipe(Facts.of(data))
         changes = settings.read_file(self.file) if self.file else {}
         changes = {**changes, **self.overrides, **settings.parse(self.settings)}
         recipe = settings.apply(recipe, changes)
-        texts.check_fits(data, recipe.process, method)
+        kind.check_process(data, recipe.process, method)
         training = recipe.training
         if "training.warmup" in changes or training.warmup <= training.steps // 10:
             return recipe
@@ -107,6 +104,7 @@ class RunFolder:
     ) -> None:
         self.folder, self.recipe, self.request, self.resume = folder, recipe, request, resume
         self.data, self.heldout = data
+        self.kind: Kind = kind_of(self.data)
         self.weights = folder  # where the model lies: the run itself, or one of its checkpoints
 
     def config(self) -> dict[str, Any]:
@@ -117,7 +115,9 @@ class RunFolder:
         """Train to the end or to a signal; resumes when the run was opened for that."""
         recipe = self.recipe
         if is_first():
-            texts.keep_tokenizer(self.data, self.folder)
+            for name, text in self.kind.kept(self.data).items():
+                with replacing(self.folder / name) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
         trainer = Trainer(
             recipe.denoiser(recipe.training.seed),
             recipe.encoded(self.data),
@@ -125,7 +125,7 @@ class RunFolder:
             recipe.training,
             self.folder,
             validation=recipe.encoded(self.heldout),
-            sample=self._periodic_grid,
+            sample=self._look,
             resume=self.resume,
             quiet=quiet,
             extra={"recipe": self.config(), "request": _request_json(self.request)},
@@ -139,16 +139,10 @@ class RunFolder:
     def finish(self, against: Sequence[str | Path] = (), num: int | None = None, seed: int = 0) -> dict[str, Any]:
         """Sample, evaluate, and write metrics.json, the pictures and the report page; returns the metrics."""
         heldout = self._other(against) if against else self.heldout
-        most = len(heldout) if heldout.vocab is None else min(len(heldout), MOST_TEXTS)
-        most = min(most, scans.MOST) if scans.are_volumes(heldout) else most
-        real = heldout.batch(range(most if scans.are_volumes(heldout) else len(heldout)))["x"]
         model = self.model()
-        made = draw_samples(model, self.recipe, heldout, num=most if num is None else num, seed=seed)
-        scores = self._scores(made, real) if heldout.vocab is None else texts.scores(model, self.data, heldout, made.x)
-        if made.truth is not None and (len(self.data.shape) == 3 or scans.are_volumes(self.data)):
-            scores["psnr"] = float(psnr(made.x, made.truth).mean())
-            if min(self.data.shape[1:]) >= SSIM_WINDOW:
-                scores["ssim"] = float(ssim(made.x, made.truth).mean())
+        num = self.kind.judged(heldout) if num is None else num
+        made = draw_samples(model, self.recipe, heldout, num=num, seed=seed)
+        scores = self.kind.score(made, model, heldout, self)
         metrics = {
             **scores,
             "nfe": made.nfe if made.calls is None else float(made.calls.double().mean()),
@@ -156,19 +150,10 @@ class RunFolder:
             "train_seconds": self._seconds(),
         }
         write_json(self.folder / "metrics.json", metrics)
-        self._pictures(made)
-        self._page(metrics)
+        shown = self.kind.shown(self.data)
+        seen = draw_samples(model, self.recipe, self.heldout, num=shown, seed=0) if shown else made
+        self._page(metrics, self.kind.show(seen, self.folder / "samples", self), self._curves())
         return metrics
-
-    def _scores(self, made: Drawing, real: Tensor) -> dict[str, Any]:
-        """Distances, and accuracy by a judge; only the count for volumes, and for too few rows to compare."""
-        if scans.are_volumes(self.data):
-            return {"samples": len(made.x)}
-        train = self.data.batch(range(min(len(self.data), 20_000)))["x"]
-        if min(len(made.x), len(real), len(train)) < FEWEST:
-            return {"samples": len(made.x)}
-        judge = judge_of(self.request.source, self.data)
-        return evaluate(made.x, train, real, labels=made.labels if judge else None, classifier=judge)
 
     def _other(self, paths: Sequence[str | Path]) -> Data:
         """Other data of the same kind, scaled and with classes numbered as those of the run."""
@@ -188,55 +173,36 @@ class RunFolder:
     def _seconds(self) -> float:
         return next((line["time"] for line in reversed(self._log()) if "time" in line), 0.0)
 
-    def _periodic_grid(self, denoiser: Any, step: int, folder: Path | None) -> None:
-        if folder is not None and figures.drawable(self.data.shape):
-            made = draw_samples(denoiser, self.recipe, self.heldout, num=_grid_size(self.data), seed=0)
-            save_grid(made, folder / "samples" / f"step-{step:06d}.png")
+    def _look(self, denoiser: Any, step: int, folder: Path | None) -> None:
+        """What samples look like during training."""
+        shown = self.kind.shown(self.data)
+        if folder is not None and shown:
+            made = draw_samples(denoiser, self.recipe, self.heldout, num=shown, seed=0)
+            self.kind.show(made, folder / "samples" / f"step-{step:06d}", self)
 
-    def _pictures(self, made: Drawing) -> None:
-        shape = self.data.shape
-        if scans.are_volumes(self.data) and figures.drawable((shape[0], *shape[2:])):
-            save_grid(made, self.folder / "samples.png")
-        elif figures.drawable(shape):
-            shown = _grid_size(self.data)
-            grid = draw_samples(self.model(), self.recipe, self.heldout, num=shown, seed=0)
-            save_grid(grid, self.folder / "samples.png")
-        elif self.data.vocab is not None and self._has_text:
-            texts.write_texts(texts.decoded(self.data, made.x[:20]), self.folder / "samples.txt")
-        elif len(self.data.shape) == 2 and made.x.is_floating_point():
-            labels = None if made.names is None else made.names[:20]
-            real = self.data.restore(self.heldout.batch(range(min(5, len(self.heldout))))["x"])
-            drawn = self.data.restore(made.x[:20])
-            figures.series(drawn, self.folder / "samples.png", labels=labels, real=real)
+    def _curves(self) -> Path | None:
         lines = self._log()
-        if lines:
-            panels = {"loss": {"x": [r["step"] for r in lines], "training": figures.smooth([r["loss"] for r in lines])}}
-            checks = [r for r in lines if "validation_loss" in r]
-            if len(checks) > 1:
-                panels["validation loss"] = {
-                    "x": [r["step"] for r in checks],
-                    "held out": [r["validation_loss"] for r in checks],
-                }
-            panels["gradient norm"] = {"x": [r["step"] for r in lines], "norm": [r["grad_norm"] for r in lines]}
-            panels["learning rate"] = {"x": [r["step"] for r in lines], "lr": [r["lr"] for r in lines]}
-            figures.curves(panels, self.folder / "curves.png")
+        if not lines:
+            return None
+        panels = {"loss": {"x": [r["step"] for r in lines], "training": figures.smooth([r["loss"] for r in lines])}}
+        checks = [r for r in lines if "validation_loss" in r]
+        if len(checks) > 1:
+            panels["validation loss"] = {
+                "x": [r["step"] for r in checks],
+                "held out": [r["validation_loss"] for r in checks],
+            }
+        panels["gradient norm"] = {"x": [r["step"] for r in lines], "norm": [r["grad_norm"] for r in lines]}
+        panels["learning rate"] = {"x": [r["step"] for r in lines], "lr": [r["lr"] for r in lines]}
+        return figures.curves(panels, self.folder / "curves.png")
 
-    @property
-    def _has_text(self) -> bool:
-        return getattr(texts.tokens_of(self.data), "tokenizer", None) is not None
-
-    def _page(self, metrics: Mapping[str, Any]) -> None:
+    def _page(self, metrics: Mapping[str, Any], samples: Path | None, curves: Path | None) -> None:
         folder = self.folder
         report.write(
             folder / "report.html",
             title=f"{self.recipe.method} on {self.data.name}",
             subtitle=f"condiff run {folder.name}: {self.recipe.training.steps} steps, seed {self.recipe.training.seed}",
             metrics=metrics,
-            pictures=[
-                ("Samples", folder / "samples.png"),
-                ("Samples", folder / "samples.txt"),
-                ("Training", folder / "curves.png"),
-            ],
+            pictures=[(name, path) for name, path in (("Samples", samples), ("Training", curves)) if path is not None],
             data=self.data.describe(),
             config=tree(self.config()),
             commands=[f"condiff sample {folder}", f"condiff evaluate {folder}", f"condiff cite {self.recipe.method}"],
@@ -292,7 +258,7 @@ def open_run(folder: Path, resume: bool = False) -> RunFolder:
     folder, config = read_run(folder)
     stored = config["request"]
     request = DataRequest(source=stored["source"], paths=tuple(stored["paths"]), options=stored["options"])
-    kept = replace(request, options=texts.kept_options(request.source, request.options, folder))
+    kept = replace(request, options=kept_options(request.source, request.options, folder))
     run = RunFolder(folder, from_config(config["recipe"]), kept, kept.open(), resume=resume)
     run.weights = weights
     mark = config.get("data", {}).get("fingerprint")
@@ -303,12 +269,6 @@ def open_run(folder: Path, resume: bool = False) -> RunFolder:
 
 def _request_json(request: DataRequest) -> dict[str, Any]:
     return {"source": request.source, "paths": list(request.paths), "options": dict(request.options)}
-
-
-def _grid_size(data: Data) -> int:
-    if {"map", "endpoint"} & set(data.kinds.values()):
-        return 24  # each beside what was given and what is true
-    return 8 * min(len(data.classes), 20) if data.classes else 64
 
 
 def is_first() -> bool:

@@ -1,4 +1,4 @@
-"""Volumes in and out of runs: scans that are given, files with their geometry, and what is looked at and measured."""
+"""Volumes in and out of runs: scans that are given, and files with their geometry."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from torch import Tensor
 from condiff.data import Data, Place, Scan, Volumes, find_scans, modality_of, of_volumes
 from condiff.data.nifti import ENDINGS, NIFTI, ending
 from condiff.errors import BadFile, BadValue, unknown
-from condiff.methods.drawing import Drawing
+from condiff.methods.drawn import Drawing
 
-MOST = 8  # volumes that a run is judged by
 SUFFIXES = (*NIFTI, ".npz", ".npy", "")
-
-
-def are_volumes(data: Data) -> bool:
-    """Whether samples are (C, D, H, W)."""
-    return len(data.shape) == 4 and data.vocab is None
 
 
 def read(words: Sequence[str], data: Volumes) -> tuple[dict[str, list[Tensor]], list[Place]]:

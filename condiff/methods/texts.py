@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from condiff.errors import BadFile, BadValue, Incompatible
 from condiff.files import replacing
 from condiff.methods.recipe import Sampler
 from condiff.metrics import order_bound
-from condiff.process.categorical import TokenProcess
 
 TOKENIZER = "tokenizer.json"
 MOST_ROWS, DRAWS = 512, 32  # of the bound that a run is judged by
@@ -42,39 +41,15 @@ def tokenizer_of(data: Data) -> Tokenizer:
     return own.tokenizer
 
 
-def keep_tokenizer(data: Data, folder: Path) -> None:
-    """Write a text's tokenizer into its run's folder; nothing for other data."""
-    own = tokens_of(data)
-    if own is None or own.tokenizer is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / TOKENIZER) as temporary:
-        temporary.write_text(own.tokenizer.to_json(), encoding="utf-8")
-
-
-def kept_options(source: str, options: Any, folder: Path) -> dict[str, Any]:
-    """The options of a run's data, with the run's own tokenizer in place of one learnt anew.
+def kept_options(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The options of a run on text, with the run's own tokenizer in place of one learnt anew.
 
     Raises:
-        BadFile: a run on text without its tokenizer.
+        BadFile: a run without its tokenizer.
     """
-    options = dict(options)
-    if source != "text":
-        return options
     if not (folder / TOKENIZER).is_file():
         raise BadFile(f"{folder} is a run on text, and its {TOKENIZER} is missing")
-    options.pop("vocab", None)
-    return {**options, "tokenizer": str(folder / TOKENIZER)}
-
-
-def check_fits(data: Data, process: Any, method: str) -> None:
-    """
-    Raises:
-        Incompatible: tokens for a process of values.
-    """
-    if (data.vocab is not None) != isinstance(process, TokenProcess):
-        what, fits = ("tokens", "radd") if data.vocab is not None else ("values", "flow-matching")
-        raise Incompatible(f"{data.name} holds {what}, which {method} can't learn: use --method {fits}")
+    return {**{k: v for k, v in options.items() if k != "vocab"}, "tokenizer": str(folder / TOKENIZER)}
 
 
 # Given text

@@ -283,7 +283,8 @@ def sample(
         shape = denoiser.shape if shape is None else shape
         if not shape:
             raise BadValue("the denoiser doesn't know the shape of a sample: give shape= or initial=")
-        initial = _start(prior, process, times, _count(num, cond, seeds), shape, source, cond, dtype, device)
+        count = _count(num, cond, seeds)
+        initial = initial_state(prior, process, times, count, shape, rng=source, cond=cond, dtype=dtype, device=device)
     elif prior is not None or shape is not None:
         raise BadValue("give initial=, the state itself, or prior= and shape=")
     else:
@@ -301,8 +302,26 @@ def sample(
     return x
 
 
-def _start(prior: Any, process: Any, times: Any, num: int, shape: Any, rng: Source, cond: Conditions, dtype, device):
-    """The state at the first time, drawn from the prior."""
+def initial_state(
+    prior: Any,
+    process: Any,
+    times: Any,
+    num: int,
+    shape: Any,
+    *,
+    rng: Source,
+    cond: Conditions,
+    dtype: torch.dtype = torch.float32,
+    device: Any = "cpu",
+) -> Tensors:
+    """The states of ``num`` samples at the first time of a grid, (num, *shape), drawn from a prior.
+
+    Args:
+        prior: the law; the process's own when None, a dictionary for some variables of a joint process.
+        times: as :func:`as_grid` returns them.
+        shape: of one sample, a dictionary for a joint process.
+        cond: conditions, of which endpoints are read.
+    """
     level: Any
     source: Any
     _check_prior(prior)
