@@ -74,11 +74,11 @@ class Chain:
         self.models: dict[str, nn.Module] = {}
         first = self.stages[0].training
         self.parallel = Parallel(first.parallel, device, first.precision)
+        self.record = self._record(extra or {})
         if self.folder is None:
             if resume:
                 raise BadValue("resume=True needs run_dir=, the run to continue")
             return
-        self.record = self._record(extra or {})
         claim(self.folder, self.record, resume, self.parallel)
         stored = read_json(self.folder / CONFIG).get(STAGES)
         check_same(stored, self.record[STAGES], f"{self.folder} was run in other stages")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.conditions import GUIDANCE, Condition, Conditions
+from condiff.conditions import GUIDANCE, Condition, Conditions, GuidanceScale
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible
 from condiff.guidance.guided import Guided, States, Strength, check_denoiser, check_strength, first, strength
@@ -44,8 +44,8 @@ class Distilled(Guided):
                 f"this model isn't told its guidance (it has no scalar condition {self.name!r}): use Free(model, scale)"
             )
         network: Any = getattr(self.denoiser, "network", None)
-        spec = getattr(getattr(network, "bank", None), "specs", {}).get(self.name)
-        if hasattr(spec, "check") and isinstance(self.scale, int | float):
+        spec: Any = getattr(getattr(network, "bank", None), "specs", {}).get(self.name)
+        if isinstance(spec, GuidanceScale) and isinstance(self.scale, int | float):
             spec.check(self.scale)
 
     def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
