@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from condiff.conditions import Conditions, as_conditions
 from condiff.data import Data, encode_conditions
 from condiff.methods.recipe import Recipe, Sampler
 from condiff.random import PerSample, Source
+from condiff.training.batch import each, leaves
 
 Rows = Any  # of samples: a Tensor (N, ...), or a dictionary of them over the variables of a joint state
 
@@ -107,14 +108,7 @@ class Drawing:
     @property
     def num(self) -> int:
         """How many samples there are."""
-        return len(next(iter(self.x.values())) if isinstance(self.x, Mapping) else self.x)
-
-
-def each(f: Callable[..., Any], *x: Rows) -> Rows:
-    """``f`` of tensors, or of each variable of dictionaries of them."""
-    if isinstance(x[0], Mapping):
-        return {name: f(*(one[name] for one in x)) for name in x[0]}
-    return f(*x)
+        return len(leaves(self.x)[0])
 
 
 def gather(plan: Plan, parts: Sequence[Part], seconds: float) -> Drawing:

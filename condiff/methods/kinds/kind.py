@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from torch import Tensor
 
-from condiff.data import Data, split
+from condiff.data import Data, Recalled, remember, split
 from condiff.errors import BadFile, BadValue, Incompatible
 from condiff.files import replacing
 from condiff.methods import given
-from condiff.methods.drawn import Drawing, Part, Plan, each
+from condiff.methods.drawn import Drawing, Part, Plan
 from condiff.methods.given import Given
 from condiff.methods.judge import judge_of
 from condiff.methods.recipe import Recipe, default_network, default_training
@@ -24,6 +24,7 @@ from condiff.process.categorical import TokenProcess
 from condiff.process.joint import Joint
 from condiff.sampling import infill, trajectory
 from condiff.sampling.loop import initial_state
+from condiff.training.batch import each
 
 FEWEST = 6  # rows that distances between distributions need
 MOST_TRAINED = 20_000  # training rows that samples are compared with
@@ -117,6 +118,14 @@ class Kind(ABC):
     def kept_options(self, options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """The options of a run's data when it is opened again, with what was :meth:`kept`."""
         return dict(options)
+
+    def remembered(self, data: Data) -> dict[str, Any]:
+        """What a run is used with where its data isn't."""
+        return remember(data)
+
+    def recalled(self, facts: Mapping[str, Any], options: Mapping[str, Any]) -> Data:
+        """The data of a run as far as it is :meth:`remembered`, without rows."""
+        return Recalled(facts)
 
     # Drawing
 

@@ -60,6 +60,9 @@ class Text(Tokens):
     def kept_options(self, options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return texts.kept_options(options, folder)
 
+    def recalled(self, facts: Mapping[str, Any], options: Mapping[str, Any]) -> Data:
+        return RecalledText(facts, load_tokenizer(options["tokenizer"]))
+
     def show(self, made: Drawing, stem: Path, run: OfRun) -> Path | None:
         out = stem.with_name(f"{stem.name}.txt")
         texts.write_texts(texts.decoded(run.data, made.x[:SHOWN]), out)

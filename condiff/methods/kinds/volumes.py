@@ -51,6 +51,16 @@ class Scans(Volumes):
     def matches(self, data: Any) -> bool:
         return isinstance(data, Data) and of_volumes(data) is not None
 
+    def remembered(self, data: Data) -> dict[str, Any]:
+        own = of_volumes(data)
+        assert own is not None
+        how = {"target": own[0].target, "condition": list(own[0].condition), "percentiles": list(own[0].percentiles)}
+        return {**super().remembered(data), **how}
+
+    def recalled(self, facts: Mapping[str, Any], options: Mapping[str, Any]) -> Data:
+        how = {"percentiles": facts["percentiles"], "name": facts["name"]}
+        return data.Volumes({}, facts["target"], facts["condition"], facts["shape"][1:], **how)
+
     def check_output(self, out: Path, overwrite: bool) -> None:
         scans.check_output(out, overwrite)
 
