@@ -21,6 +21,7 @@ from condiff.networks.gated_series import GatedSeries, GatedSeriesConfig
 from condiff.networks.hooks import features, read, replace
 from condiff.networks.layout import Layout, layout_of
 from condiff.networks.mlp import MLP, MLPConfig
+from condiff.networks.pairing import Pairing, Tie, add_pair, remove_pair
 from condiff.networks.state_space import StateSpace
 from condiff.networks.surgery import Swap, operations, soften
 from condiff.networks.token_transformer import TokenTransformer, TokenTransformerConfig
@@ -43,8 +44,10 @@ __all__ = [
     "LoRA",
     "MLPConfig",
     "Network",
+    "Pairing",
     "StateSpace",
     "Swap",
+    "Tie",
     "TimeEmbedding",
     "TokenTransformer",
     "TokenTransformerConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "UNetConfig",
     "VideoTransformer",
     "VideoTransformerConfig",
+    "add_pair",
     "attach_lora",
     "detach_lora",
     "features",
@@ -64,6 +68,7 @@ __all__ = [
     "lora_state",
     "operations",
     "read",
+    "remove_pair",
     "replace",
     "save_lora",
     "scale_lora",

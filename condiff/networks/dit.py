@@ -22,13 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condiff.conditions import ConditionBank, Conditions
-from condiff.errors import BadValue, unknown
+from condiff.errors import BadValue, Incompatible, unknown
 from condiff.fields import checked
-from condiff.networks.attention import BACKENDS
+from condiff.networks.attention import BACKENDS, Attention
 from condiff.networks.base import Network, configured, freeze, split_variance, zeroed
 from condiff.networks.dit_blocks import Block, JointBlock, modulate
 from condiff.networks.embedding import TimeEmbedding, grid_positions, rotary, sincos
 from condiff.networks.layout import layout_of, patchify, per_axis, unpatchify
+from condiff.networks.paired_attention import PairedAttention
+from condiff.networks.pairing import Pairing, Site
+from condiff.networks.surgery import Swap
 
 POSITIONS = ("sincos", "rotary", "none")
 TOKENS = ("cross", "joint")
@@ -101,6 +104,7 @@ class Hidden:
         rotary: factors of the positions, or None.
         mask: which tokens a token may look at, broadcastable to (B, heads, N, N), or None for all.
         grid: patches along each axis.
+        pairing: rows that attend to each other, or None.
     """
 
     x: Tensor
@@ -111,6 +115,7 @@ class Hidden:
     rotary: Tensor | None
     mask: Tensor | None
     grid: tuple[int, ...]
+    pairing: Pairing | None = None
 
 
 class DiT(Network):
@@ -177,10 +182,18 @@ class DiT(Network):
         return rotary(positions, self.config.width // self.config.heads)
 
     def start(
-        self, x: Tensor, time: Tensor, cond: Conditions, *, positions: Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        time: Tensor,
+        cond: Conditions,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        pairing: Pairing | None = None,
     ) -> Hidden:
         """``positions``: coordinates of the patches (N, axes) or (B, N, axes) when they aren't a grid's own ones;
-        ``mask``: booleans, which tokens a token may look at, (N, N) or broadcastable to (B, heads, N, N)."""
+        ``mask``: booleans, which tokens a token may look at, (N, N) or broadcastable to (B, heads, N, N);
+        ``pairing``: rows that attend to each other (after :func:`~condiff.networks.pairing.add_pair`)."""
         x = self.layout.channel_first(x)
         grid = self.grid_of(x.shape[2:])
         told = self.bank(cond, x, self.layout.channel_first)
@@ -194,7 +207,8 @@ class DiT(Network):
         mask = mask[None, None] if mask is not None and mask.ndim == 2 else mask
         turn = factors if self.config.positions == "rotary" else None
         joint = told.tokens is not None and self.config.tokens == "joint"
-        return Hidden(h, c, told.tokens, told.mask, c.mean(dim=1, keepdim=True) if joint else None, turn, mask, grid)
+        about = c.mean(dim=1, keepdim=True) if joint else None
+        return Hidden(h, c, told.tokens, told.mask, about, turn, mask, grid, pairing)
 
     def _positions_for(self, grid: tuple[int, ...], positions: Tensor | None, h: Tensor) -> Tensor | None:
         if positions is not None and positions.shape[-2:] != (math.prod(grid), len(grid)):
@@ -224,8 +238,21 @@ class DiT(Network):
 
     def step(self, layer: nn.Module, hidden: Hidden) -> None:
         h = hidden
-        out = self.run(layer, h.x, h.c, h.context, h.context_mask, h.context_c, h.rotary, h.mask)
+        paired = () if h.pairing is None else (h.pairing,)
+        out = self.run(layer, h.x, h.c, h.context, h.context_mask, h.context_c, h.rotary, h.mask, *paired)
         hidden.x, hidden.context = out if isinstance(out, tuple) else (out, h.context)
+
+    def make_sites(self) -> dict[str, Site]:
+        """The attentions of all blocks, ready for paired rows; see :func:`~condiff.networks.pairing.sites_of`.
+
+        Raises:
+            Incompatible: condition tokens in the sequence of the sample's.
+        """
+        if any(isinstance(layer, JointBlock) for layer in self.stack):
+            raise Incompatible("a DiT with tokens='joint' can't be paired: take tokens='cross'")
+        if not any(isinstance(part, Site) for part in self.modules()):
+            Swap(self.stack, Attention, PairedAttention)
+        return {name: part for name, part in self.named_modules() if isinstance(part, Site)}
 
     def head(self, hidden: Hidden) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         shift, scale = self.modulation(hidden.c).chunk(2, dim=-1)
@@ -237,6 +264,18 @@ class DiT(Network):
             return out
         value, aux = out if isinstance(out, tuple) else (out, {})
         return value, {**aux, **extra}
+
+    def features(self, hidden: Hidden) -> Tensor:
+        """What the output layer reads, (B, N, width): a token a patch."""
+        return hidden.x
+
+    def arrange(self, values: Tensor, hidden: Hidden, shape: tuple[int, ...]) -> Tensor:
+        """(B, N, :meth:`token_size`) in the order of the tokens -> (B, *shape), a sample of other channels."""
+        return self.layout.restore(unpatchify(values, hidden.grid, self.patch))
+
+    def token_size(self, shape: tuple[int, ...]) -> int:
+        """Numbers of a sample of that shape that belong to a token."""
+        return shape[self.layout.channel_axis] * math.prod(self.patch)
 
     def _layer_aux(self) -> dict[str, Tensor]:
         """What feed-forward modules left in their ``aux`` during this pass."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,11 +76,14 @@ class Block(nn.Module):
         context_c: Tensor | None,
         rotary: Tensor | None,
         mask: Tensor | None,
+        pairing: Any = None,
     ) -> Tensor:
+        """``pairing``: rows that attend to each other, for attentions that know of it (:mod:`~.pairing`)."""
+        paired = {} if pairing is None else {"pairing": pairing}
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)
-        x = gated(x, gate1, self.attn(modulate(x, shift1, scale1), rotary=rotary, mask=mask))
+        x = gated(x, gate1, self.attn(modulate(x, shift1, scale1), rotary=rotary, mask=mask, **paired))
         if self.cross is not None:
-            x = x + self.cross(self.norm_cross(x), context, mask=context_mask)
+            x = x + self.cross(self.norm_cross(x), context, mask=context_mask, **paired)
         return gated(x, gate2, self.feed_forward(modulate(x, shift2, scale2)))
 
 
