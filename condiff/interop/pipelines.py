@@ -18,9 +18,8 @@ from torch import Tensor
 
 from condiff.codecs import Codec
 from condiff.conditions import Conditions
-from condiff.denoiser import Denoiser
+from condiff.denoiser import Denoiser, Denoises
 from condiff.errors import BadType, BadValue, Incompatible, unknown
-from condiff.guidance import Free
 from condiff.interop.backbones import FAMILIES, Family
 from condiff.interop.schedulers import precondition_of, process_of
 
@@ -62,40 +61,39 @@ class Wrapped:
         """The times that the pipeline visits with its own scheduler; see :func:`~condiff.interop.grid_of`."""
         return self.family.grid(steps, **options)
 
-    def guided(self, scale: Any = None, negative: Sequence[Any] | None = None, **options: Any) -> Free:
-        """Classifier-free guidance as the pipeline does it: the reference isn't told what the pipeline leaves out.
+    def guided(self, scale: Any = None, negative: Sequence[Any] | None = None, **options: Any) -> Denoises:
+        """Guidance as the pipeline does it: classifier-free, where the reference isn't told what the pipeline leaves
+        out; the strength as a condition, for a network that is told it; and no guidance for a pipeline that has none.
 
         Args:
             scale: the pipeline's own unless given; one per frame (1, F) and functions of the level serve as well.
             negative: prompts that the reference is told, one for all or one per sample.
-            options: of :class:`condiff.guidance.Free`.
+            options: of :class:`condiff.guidance.Free` or :class:`condiff.guidance.Distilled`.
 
         Raises:
-            Incompatible: a pipeline without a reference.
+            Incompatible: a scale or negative prompts for a pipeline that has no use for them.
         """
-        if not self.family.reference:
-            raise Incompatible(f"{type(self.pipeline).__name__} has no guidance: sample its denoiser")
-        scale = self.family.scale if scale is None else scale
-        if negative is not None:
-            return Free(self.denoiser, scale=scale, negative=self.family.words(negative), **options)
-        return Free(self.denoiser, scale=scale, drop=self.family.reference, **options)
+        return self.family.guided(self.denoiser, scale, negative, **options)
 
 
-def wrap(pipe: Any, size: tuple[int, int] | None = None, frames: int | None = None) -> Wrapped:
+def wrap(
+    pipe: Any, size: tuple[int, int] | None = None, frames: int | None = None, length: int | None = None
+) -> Wrapped:
     """A loaded pipeline: ``DDPMPipeline`` and its kin, ``StableDiffusionPipeline`` (1.5, 2.1),
-    ``StableDiffusionXLPipeline``, ``DiTPipeline``, ``StableDiffusion3Pipeline``.
+    ``StableDiffusionXLPipeline``, ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``.
 
     Its networks are put into evaluation mode and stay where they are, offloaded ones too.
 
     Args:
         size: height and width of the images in pixels; by default those that it was trained on.
         frames: of a video, in pixels; by default those that it was trained on.
+        length: tokens of all prompts, for pipelines that pad them to a length; by default that of the pipeline's call.
 
     Raises:
         BadType: not a pipeline.
         Incompatible: a pipeline, or a backbone, that isn't known here; one that is told what isn't known here.
         BadValue: a size that the factor of the codec and the patches doesn't divide, or another one than the trained
-            one for a network of one size; frames for pictures.
+            one for a network of one size; frames for pictures; a length of prompts that have another one.
     """
     net = _network(pipe)
     family = next((f for f in FAMILIES if f.takes(pipe, net)), None)
@@ -104,7 +102,7 @@ def wrap(pipe: Any, size: tuple[int, int] | None = None, frames: int | None = No
         raise Incompatible(f"wrap knows the backbones {known}, and {type(pipe).__name__} has {type(net).__name__}")
     net.eval()
     process, target = process_of(pipe.scheduler)
-    read = family(pipe, net, size, frames)
+    read = family(pipe, net, size, frames, length)
     denoiser = Denoiser(read.backbone, process, target, precondition_of(pipe.scheduler), shape=read.shape)
     denoiser.space = getattr(read.codec, "space", None)
     return Wrapped(denoiser.eval(), read.codec, pipe, read)

@@ -11,6 +11,8 @@ from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -18,7 +20,15 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -117,6 +127,35 @@ def sd3(seed=0):
     pipe = StableDiffusion3Pipeline(
         net.eval(), FlowMatchEulerDiscreteScheduler(shift=3.0), vae(shift_factor=0.06, use_quant_conv=False),
         encoders[0], tokenizer(), encoders[1], tokenizer(), None, None,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def t5_tokenizer(kind=T5TokenizerFast):
+    letters = string.ascii_lowercase + string.digits + ",.-'"
+    words = ["<pad>", "</s>", "<unk>", "▁", *letters, *("▁" + c for c in letters)]
+    return kind(vocab=[(word, -float(i > 2)) for i, word in enumerate(words)], extra_ids=0)
+
+
+def t5_encoder(kind=T5EncoderModel, config=T5Config):
+    return kind(config(
+        vocab_size=len(t5_tokenizer()), d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4,
+        relative_attention_num_buckets=8, dropout_rate=0.0,
+    )).eval()  # fmt: skip
+
+
+def flux(seed=0, guidance=True, dynamic=True):
+    """FLUX.1-dev; without guidance and dynamic shifts, schnell."""
+    torch.manual_seed(seed)
+    net = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8), guidance_embeds=guidance,
+    )  # fmt: skip
+    shift = {"use_dynamic_shifting": True, "shift": 3.0} if dynamic else {"shift": 1.0}
+    pipe = FluxPipeline(
+        FlowMatchEulerDiscreteScheduler(**shift), vae(shift_factor=0.06, use_quant_conv=False),
+        CLIPTextModel(text_config()).eval(), tokenizer(), t5_encoder(), t5_tokenizer(), net.eval(),
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -2,6 +2,7 @@
 
 from condiff.interop.backbones.base import Backbone, Family
 from condiff.interop.backbones.classes import Classes, DiT
+from condiff.interop.backbones.flux import Flux, PackedFlow
 from condiff.interop.backbones.pixels import Pixels, Plain2D
 from condiff.interop.backbones.stable_diffusion import StableDiffusion, TextTokens
 from condiff.interop.backbones.stable_diffusion_3 import StableDiffusion3, TextAndPooled
@@ -13,6 +14,7 @@ FAMILIES: tuple[type[Family], ...] = (
     StableDiffusion,
     DiT,
     StableDiffusion3,
+    Flux,
 )
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Classes",
     "DiT",
     "Family",
+    "Flux",
+    "PackedFlow",
     "Pixels",
     "Plain2D",
     "StableDiffusion",

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from condiff.codecs import Codec
 from condiff.conditions import Condition, Conditions
+from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible
+from condiff.guidance import Free
+from condiff.interop.paired import make_sites
 from condiff.interop.schedulers import grid_of, shift_options
 from condiff.interop.vae import VAE
+from condiff.networks.pairing import Pairing, Site
 
 
 class Backbone(nn.Module):
@@ -41,14 +45,20 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.net.parameters()).dtype
 
-    def call(self, x: Tensor, time: Tensor, **told: Any) -> Tensor:
-        """The network's sample, like x.
+    def make_sites(self) -> dict[str, Site]:
+        """The network's attentions, ready for paired rows; see :func:`condiff.networks.add_pair`."""
+        return make_sites(self.net)
+
+    def call(self, x: Tensor, time: Tensor, pairing: Pairing | None = None, **told: Any) -> Tensor:
+        """The network's sample, like x; ``pairing`` says which rows attend to each other.
 
         Raises:
             Incompatible: a time per frame or pixel.
         """
         if time.ndim != 1:
             raise Incompatible(f"{type(self.net).__name__} is told one time per sample, got {tuple(time.shape)}")
+        if pairing is not None:
+            told["cross_attention_kwargs"] = {"pairing": pairing}
         out = self.net(x.to(self.dtype), timestep=time * self.time_scale, return_dict=False, **told)[0]
         return out.to(x)
 
@@ -61,22 +71,35 @@ class Family(ABC):
         net: its network.
         size: height and width in pixels; by default those that it was trained on.
         frames: of a video, in pixels; by default those that it was trained on.
+        length: tokens of all prompts, for pipelines that pad them; by default the pipeline's.
 
     Attributes:
         networks: the diffusers classes of its network.
+        padded: the length of prompts in the pipeline's call; None where its text encoder has one length.
+        longest: that it takes.
         reference: the conditions that its own guidance leaves out.
         scale: of its own guidance, where none is given.
     """
 
     networks: ClassVar[tuple[str, ...]] = ()
     reference: ClassVar[tuple[str, ...]] = ()
+    padded: ClassVar[int | None] = None
+    longest: ClassVar[int] = 512
     scale: Any = 1.0
     codec: Codec | None
     shape: tuple[int, ...]
 
-    def __init__(self, pipe: Any, net: Any, size: tuple[int, int] | None = None, frames: int | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        net: Any,
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
+        length: int | None = None,
+    ) -> None:
         self.pipe, self.net = pipe, net
         self.check()
+        self.length = self.checked_length(length)
         self.codec = self.make_codec()
         self.size = self.checked_size(size)
         self.frames = self.checked_frames(frames)
@@ -146,6 +169,14 @@ class Family(ABC):
         height, width = self.size
         return self.net.config.in_channels, height // self.factor, width // self.factor
 
+    def checked_length(self, length: int | None) -> int | None:
+        if length is None:
+            return self.padded
+        if self.padded is None or not 1 <= length <= self.longest:
+            known = "isn't padded to a length" if self.padded is None else f"has between 1 and {self.longest} tokens"
+            raise BadValue(f"a prompt of {type(self.pipe).__name__} {known}, got length={length}")
+        return length
+
     # What the pipeline does unless told
 
     def grid(self, steps: int, **options: Any) -> Tensor:
@@ -157,6 +188,17 @@ class Family(ABC):
         height, width = self.shape[-2:]
         patch = self.net.config.get("patch_size") or 1
         return (height // patch) * (width // patch)
+
+    def guided(self, denoiser: Any, scale: Any, negative: Sequence[Any] | None, **options: Any) -> Denoises:
+        """The pipeline's guidance; its bare denoiser where it has none."""
+        if not self.reference:
+            if scale is not None or negative is not None:
+                raise Incompatible(f"{type(self.pipe).__name__} has no guidance: leave scale= and negative= out")
+            return denoiser
+        scale = self.scale if scale is None else scale
+        if negative is not None:
+            return Free(denoiser, scale=scale, negative=self.words(negative), **options)
+        return Free(denoiser, scale=scale, drop=self.reference, **options)
 
     @property
     def device(self) -> torch.device:

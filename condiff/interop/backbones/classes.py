@@ -21,11 +21,14 @@ class Classes(Backbone):
 
     condition_kinds: ClassVar[dict[str, str]] = {"label": "label"}
 
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x: Tensor, time: Tensor, cond: Conditions, **options: Any
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         null = self.net.config.num_embeds_ada_norm
         entry = cond.get("label")
         labels = torch.full(x.shape[:1], null, device=x.device) if entry is None else _or(entry, null)
-        return split_variance(self.call(x, time, class_labels=check_labels(labels, null)), x.shape[1])
+        said = self.call(x, time, class_labels=check_labels(labels, null), **options)
+        return split_variance(said, x.shape[1])
 
 
 def _or(entry: Condition, null: int) -> Tensor:

@@ -31,8 +31,8 @@ class TextTokens(Backbone):
         tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
         return {"encoder_hidden_states": tokens.to(self.dtype)}
 
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
-        return self.call(x, time, **self.told(cond))
+    def forward(self, x: Tensor, time: Tensor, cond: Conditions, **options: Any) -> Tensor:
+        return self.call(x, time, **self.told(cond), **options)
 
 
 class StableDiffusion(Family):

@@ -42,6 +42,7 @@ class StableDiffusion3(Family):
 
     networks = ("SD3Transformer2DModel",)
     reference = ("prompt", "pooled")
+    padded = 256  # by T5; CLIP has one length
     scale = 7.0
 
     def make_backbone(self) -> Backbone:
@@ -59,6 +60,6 @@ class StableDiffusion3(Family):
         self.text_encoders("text_encoder", "text_encoder_2")
         words = list(entries)
         tokens, _, pooled, _ = self.pipe.encode_prompt(
-            words, words, words, device=self.device, do_classifier_free_guidance=False
+            words, words, words, device=self.device, do_classifier_free_guidance=False, max_sequence_length=self.length
         )
         return Conditions({"prompt": Condition(tokens, "tokens"), "pooled": Condition(pooled, "vector")})
