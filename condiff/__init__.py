@@ -26,6 +26,7 @@ _ROOMS = (
     "interop",
     "methods",
     "metrics",
+    "multimodal",
     "networks",
     "process",
     "random",

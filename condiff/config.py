@@ -27,6 +27,7 @@ ROOMS = (
     "denoiser",
     "sampling",
     "guidance",
+    "multimodal",
     "training",
     "distill",
     "scoring",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,3 +118,15 @@ class MLP(Network):
             return out.unflatten(1, shape)
         values, variance = out.split([out.shape[1] - self.size, self.size], dim=1)
         return values.unflatten(1, shape), {"variance": variance.unflatten(1, hidden.shape)}
+
+    def features(self, hidden: MLPHidden) -> Tensor:
+        """What the output layer reads, (B, 1, width): one token."""
+        return hidden.x[:, None]
+
+    def arrange(self, values: Tensor, hidden: MLPHidden, shape: tuple[int, ...]) -> Tensor:
+        """(B, 1, :meth:`token_size`) -> (B, *shape)."""
+        return values[:, 0].unflatten(1, shape)
+
+    def token_size(self, shape: tuple[int, ...]) -> int:
+        """Numbers of a sample of that shape."""
+        return math.prod(shape)

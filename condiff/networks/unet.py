@@ -257,3 +257,15 @@ class UNet(Network):
             )
         out = self.output(F.silu(self.norm(hidden.x)))
         return split_variance(out, self.layout, self.config.outputs, self.config.learned_variance)
+
+    def features(self, hidden: UNetHidden) -> Tensor:
+        """What the output layer reads, (B, N, width): a token a place."""
+        return hidden.x.flatten(2).mT
+
+    def arrange(self, values: Tensor, hidden: UNetHidden, shape: tuple[int, ...]) -> Tensor:
+        """(B, N, :meth:`token_size`) in the order of the tokens -> (B, *shape), a sample of other channels."""
+        return self.layout.restore(values.mT.unflatten(2, hidden.x.shape[2:]))
+
+    def token_size(self, shape: tuple[int, ...]) -> int:
+        """Numbers of a sample of that shape that belong to a token."""
+        return shape[self.layout.channel_axis]
