@@ -4,20 +4,26 @@
 solvers, guidance and tools then run on it.
 """
 
-from condiff.interop.backbones import Classes, Plain2D, TextAndPooled, TextTokens
+from condiff.interop.backbones import Classes, Family, Plain2D, TextAndPooled, TextTokens
 from condiff.interop.frames import encode_frames, load_vae
+from condiff.interop.lora import add_lora, save_lora
 from condiff.interop.pipelines import Wrapped, wrap
-from condiff.interop.schedulers import grid_of, process_of
+from condiff.interop.schedulers import ContinuousV, Whole, grid_of, process_of
 
 __all__ = [
     "Classes",
+    "ContinuousV",
+    "Family",
     "Plain2D",
     "TextAndPooled",
     "TextTokens",
+    "Whole",
     "Wrapped",
+    "add_lora",
     "encode_frames",
     "grid_of",
     "load_vae",
     "process_of",
+    "save_lora",
     "wrap",
 ]

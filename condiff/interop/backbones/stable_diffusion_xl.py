@@ -40,8 +40,8 @@ class TextAndSize(Backbone):
         added = {"text_embeds": pooled.to(self.dtype), "time_ids": size.to(self.dtype)}
         return {"encoder_hidden_states": tokens.to(self.dtype), "added_cond_kwargs": added}
 
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
-        return self.call(x, time, **self.told(cond))
+    def forward(self, x: Tensor, time: Tensor, cond: Conditions, **options: Any) -> Tensor:
+        return self.call(x, time, **self.told(cond), **options)
 
 
 class StableDiffusionXL(Family):
