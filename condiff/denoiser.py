@@ -227,6 +227,13 @@ class Denoiser(nn.Module):
         source = cond.source
         return Prediction(x_t, level, values, source=None if source is None else source.to(x_t.dtype), aux=aux)
 
+    def write(self, x: Tensor, t: Time, cond: Mapping[str, Any] | Conditions | None, cache: Any) -> None:
+        """Put finished frames (B, F, ...), told the time t, into the cache of a network over frames."""
+        level = self.process.at(t)
+        c_in, _, _ = self.precondition.weights(level)
+        cond = as_conditions(cond, self.kinds, x.device)
+        self.network.write(scale(c_in, x), time_tensor(self.precondition.time(level), x), cond, cache)  # type: ignore[operator]
+
     def _other_length(self, x_t: Tensor) -> bool:
         """Whether these are samples with another number of frames, to a network that takes any."""
         assert self.shape is not None

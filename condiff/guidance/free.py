@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from condiff.conditions import Conditions, cat
 from condiff.denoiser import Denoises
@@ -85,6 +86,14 @@ class Free(Guided):
         rest = {k: 1.0 - w for k, w in scale.items()} if isinstance(scale, dict) else 1.0 - scale
         out = added(said, [scale, rest], None)
         return rescaled(out, said[0], self.rescale) if self.rescale else out
+
+    def branches(self, cond: Conditions, batch: int) -> list[Conditions]:
+        """The conditions under which the model is evaluated, in the order of the batched call: those that the caller
+        gives and the reference, or one of them at the scales 1 and 0."""
+        if not isinstance(self.scale, Tensor) and self.scale == 1.0:
+            return [cond]
+        pair = self._told(self._pair, cond, batch)[0]
+        return pair[1:] if not isinstance(self.scale, Tensor) and self.scale == 0.0 else pair
 
     def _pair(self, cond: Conditions, batch: int) -> tuple[list[Conditions], Conditions]:
         if not cond:

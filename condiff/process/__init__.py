@@ -19,7 +19,7 @@ from condiff.process.level import Level, Time, stack_levels
 from condiff.process.noise import NoiseLaw, Normal, StudentT
 from condiff.process.prediction import KINDS, Prediction, mix
 from condiff.process.principal_law import PrincipalLaw
-from condiff.process.prior import EndpointLaw, Given, Moments, Prior
+from condiff.process.prior import EndpointLaw, Given, Moments, Prior, ProgressiveNoise
 from condiff.process.ramps import Clocks, Ramps
 from condiff.process.retime import Retimed
 from condiff.process.schedule import EDM, Cosine, Rectified, Schedule, VPLinear
@@ -69,6 +69,7 @@ __all__ = [
     "PrincipalLaw",
     "Prior",
     "Process",
+    "ProgressiveNoise",
     "Ramps",
     "RatioKeep",
     "Rectified",

@@ -109,6 +109,35 @@ class Moments(Prior):
         return law.log_prob(away / std) - away[0].numel() * math.log(std)
 
 
+@dataclass(frozen=True)
+class ProgressiveNoise(Prior):
+    """Noise that changes slowly over the frames of (B, F, ...), each frame's of unit variance (Ge 2023, section 3).
+
+    ``e_1 = n_1, e_i = alpha / sqrt(1 + alpha^2) e_(i-1) + 1 / sqrt(1 + alpha^2) n_i``; alpha = 0 is independent noise.
+
+    Raises:
+        BadValue: alpha < 0, a state without frames. Incompatible: another than normal noise.
+    """
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0.0:
+            raise BadValue(f"alpha must be >= 0, got {self.alpha}")
+
+    def sample(self, level, shape, rng, *, source=None, dtype=torch.float32, device="cpu") -> Tensor:
+        if len(shape) < 3:
+            raise BadValue(f"noise that runs over frames needs a state (B, F, ...), got {tuple(shape)}")
+        if not level.process.noise_law.gaussian or level.process.has_source:
+            raise Incompatible(f"{self} is normal noise alone, and {level.process} starts from something else")
+        noise = rng.normal(shape, dtype, device)
+        keep = self.alpha / math.sqrt(1.0 + self.alpha**2)
+        frames = [noise[:, 0]]
+        for fresh in noise[:, 1:].unbind(1):
+            frames.append(keep * frames[-1] + math.sqrt(1.0 - keep**2) * fresh)
+        return combine((level.noise, torch.stack(frames, dim=1)))
+
+
 @dataclass(frozen=True, eq=False)
 class EndpointLaw(Prior):
     """The endpoint drawn from its own law: ``x = source y + noise z`` with ``y ~ law``.

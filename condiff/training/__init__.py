@@ -7,6 +7,7 @@ from condiff.training.coupling import Coupling, Independent, OptimalTransport
 from condiff.training.ema import EMA, Average, Exponential, PowerFunction
 from condiff.training.joint import JointDenoising
 from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Inner, Losses, Objective
+from condiff.training.prefix import PrefixDenoising, PrefixLengths
 from condiff.training.reconstruction import Reconstruction
 from condiff.training.stable import StableTarget
 from condiff.training.times import DiscreteTimes, EDMLogNormal, LogitNormal, PerFrame, Stratified, Times, UniformTimes
@@ -56,6 +57,8 @@ __all__ = [
     "OptimalTransport",
     "PerFrame",
     "PowerFunction",
+    "PrefixDenoising",
+    "PrefixLengths",
     "Reconstruction",
     "Sigmoid",
     "StableTarget",
