@@ -79,7 +79,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 hub.repos.setdefault(name, {})
                 if asked.get("private") or asked.get("visibility") == "private":
                     hub.private.add(name)
-                return self.answer({"url": f"http://localhost/{name}", "name": name})
+                return self.answer({"url": f"http://{self.headers['Host']}/{name}", "name": name})
+            if words[-1] == "validate-yaml":  # of the card
+                return self.answer({"warnings": [], "errors": []})
             name = "/".join(words[2:4])
             if words[4] == "preupload":
                 files = [
@@ -90,7 +92,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     hub.repos[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            url = f"http://localhost/{name}/commit/{COMMIT}"
+            url = f"http://{self.headers['Host']}/{name}/commit/{COMMIT}"
             return self.answer({"commitUrl": url, "commitOid": COMMIT, "success": True})
 
     return Handler

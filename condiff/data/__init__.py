@@ -7,6 +7,7 @@ from condiff.data.folders import find_pictures, images, pairs
 from condiff.data.frames import Triplets, triplets
 from condiff.data.latents import Encoded, encode_conditions, latents
 from condiff.data.loader import loader, shuffled
+from condiff.data.missing import PATTERNS, missing
 from condiff.data.moments import DataMoments
 from condiff.data.nifti import Volume, read_volume, write_volume
 from condiff.data.open import SOURCES, open_data, options
@@ -16,7 +17,9 @@ from condiff.data.pictures import Item, Pictures, read_picture
 from condiff.data.principal import class_laws, principal_law
 from condiff.data.prompts import Prompts, read_prompts
 from condiff.data.ranges import Affine, to_model_range
+from condiff.data.recalled import Recalled, RecalledVolumes, remember
 from condiff.data.sequence import read_frames
+from condiff.data.series import Series, entries, frequency, read_series
 from condiff.data.split import split, split_indices
 from condiff.data.statistics import Statistics, statistics
 from condiff.data.tables import arrays, hub, parquet
@@ -25,8 +28,10 @@ from condiff.data.tiles import Tiles
 from condiff.data.tokenizer import Characters, Subwords, Tokenizer, make_tokenizer, read_tokenizer
 from condiff.data.unpaired import Unpaired, unpaired
 from condiff.data.volumes import Place, Scan, Volumes, find_scans, modality_of, of_volumes, volumes
+from condiff.data.windows import Window, Windows, WindowSpec, season_of, series
 
 __all__ = [
+    "PATTERNS",
     "SOURCES",
     "Affine",
     "Characters",
@@ -39,8 +44,11 @@ __all__ = [
     "Pictures",
     "Place",
     "Prompts",
+    "Recalled",
+    "RecalledVolumes",
     "Refused",
     "Scan",
+    "Series",
     "Statistics",
     "Subset",
     "Subwords",
@@ -52,18 +60,24 @@ __all__ = [
     "Unpaired",
     "Volume",
     "Volumes",
+    "Window",
+    "WindowSpec",
+    "Windows",
     "arrays",
     "class_laws",
     "clips",
     "digits",
     "encode_conditions",
+    "entries",
     "find_pictures",
     "find_scans",
+    "frequency",
     "hub",
     "images",
     "latents",
     "loader",
     "make_tokenizer",
+    "missing",
     "modality_of",
     "of_volumes",
     "open_data",
@@ -76,8 +90,12 @@ __all__ = [
     "read_frames",
     "read_picture",
     "read_prompts",
+    "read_series",
     "read_tokenizer",
     "read_volume",
+    "remember",
+    "season_of",
+    "series",
     "shuffled",
     "split",
     "split_indices",

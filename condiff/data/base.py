@@ -96,6 +96,10 @@ class Data(ABC):
             raise BadValue(f"indices {int(index.min())}..{int(index.max())} do not lie in [0, {len(self)})")
         return self._rows(index, epoch)
 
+    def example(self) -> dict[str, Tensor]:
+        """Conditions of one row, (1, ...) each, for their shapes and types."""
+        return self.batch([0])["cond"]
+
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Row ``i`` as epoch 0 sees it."""
         if not -len(self) <= i < len(self):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,16 @@ def _class(data: Data, name: str) -> int:
     raise unknown("class", name, classes)
 
 
-def choose_conditions(data: Data, wanted: Sequence[str], num: int) -> tuple[dict[str, Tensor], Tensor | None]:
+def choose_conditions(
+    data: Data, wanted: Sequence[str], num: int, given: Collection[str] = ()
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """The conditions of ``num`` samples, and the real samples that they belong to.
 
-    Labels alone are taken in turn. Other conditions come from the rows of ``data``, in turn, with their truth.
+    Labels alone are taken in turn. Other conditions come from the rows of ``data``, in turn, with their truth; those
+    that are ``given`` are left out where no others are wanted.
     """
     labels = choose_labels(data, wanted, num)
-    if set(data.kinds) <= {"label"}:
+    if set(data.kinds) <= {"label", *given}:
         return ({} if labels is None else {"label": labels}), None
     rows = data.batch(torch.arange(num) % len(data))
     cond = dict(rows["cond"])
@@ -148,7 +151,7 @@ def plan_samples(
     if num < 1 or batch < 1:
         raise BadValue(f"num and batch must be at least 1, got {num} and {batch}")
     sampler = sampler or recipe.sampler
-    cond, truth = choose_conditions(data, wanted, num)
+    cond, truth = choose_conditions(data, wanted, num, given or ())
     cond, truth = {**cond, **(given or {})}, None if given else truth
     labels = cond.get("label")
     guided, together = recipe.guided(denoiser, sampler.guidance), None

@@ -54,7 +54,7 @@ def read(words: Sequence[str], data: Data, options: Mapping[str, Any]) -> Given:
     """
     cond: dict[str, Tensor] = {}
     names: tuple[str, ...] = ()
-    example = data.batch([0])["cond"]
+    example = data.example()
     for word in words:
         name, text = _named(word, example)
         if Path(text).suffix == ".npz":
@@ -71,7 +71,7 @@ def read(words: Sequence[str], data: Data, options: Mapping[str, Any]) -> Given:
 
 def _table(path: Path, wanted: Sequence[str], data: Data, options: Mapping[str, Any]) -> dict[str, Tensor]:
     """The conditions that an archive holds under their names; pictures are read as those of the run."""
-    stored, example = _load(path), data.batch([0])["cond"]
+    stored, example = _load(path), data.example()
     found = {n: stored[n] for n in wanted if n in stored.files and stored[n].dtype.kind in "buif"}
     if not found:
         raise BadValue(f"{path} holds {stored.files}, and the run's conditions are {list(example)}")

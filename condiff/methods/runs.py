@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,16 +20,18 @@ from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
 from condiff.data import Data, Pictures, Subset, TensorData, Unpaired, digits, open_data
 from condiff.data.open import options as source_options
+from condiff.distill import Stage, stage_folder
 from condiff.errors import BadFile, BadValue, NonFinite
 from condiff.files import replacing, write_json
 from condiff.methods import report, settings
 from condiff.methods.catalogue import find
 from condiff.methods.drawing import draw_samples
 from condiff.methods.facts import Facts
-from condiff.methods.kinds import Kind, kept_options, kind_of
+from condiff.methods.kinds import Kind, kept_options, kind_of, recalled
 from condiff.methods.recipe import Recipe
 from condiff.model_files import load_model
-from condiff.training import Status, Trainer
+from condiff.peers import is_first, own_device
+from condiff.training import Status, TrainConfig, Trainer
 
 HELD_OUT = 0.1  # share of a user's data that is kept for evaluation
 
@@ -64,6 +65,10 @@ class DataRequest:
             raise BadValue(f"{self.source} needs {wanted}, got {len(self.paths)} --data")
         return {**dict(zip(names, self.paths, strict=True)), **self.options}
 
+    def is_here(self) -> bool:
+        """Whether files that were named are there; bundled data and the Hub's are."""
+        return self.source in ("digits", "hub") or not self.paths or any(Path(p).exists() for p in self.paths)
+
     def absolute(self) -> DataRequest:
         """With whole paths, so that the run can be opened from any folder; names of the Hub stay."""
         paths = (str(Path(p).resolve()) if self.source != "hub" or Path(p).exists() else p for p in self.paths)
@@ -88,12 +93,21 @@ class Request:
         recipe = find(method).recipe(Facts.of(data))
         changes = settings.read_file(self.file) if self.file else {}
         changes = {**changes, **self.overrides, **settings.parse(self.settings)}
-        recipe = settings.apply(recipe, changes)
+        shared = {k: v for k, v in changes.items() if k.startswith("training.")}
+        recipe = settings.apply(recipe, shared)
+        asked = {k.split(".")[1]: getattr(recipe.training, k.split(".")[1]) for k in shared}
+        stages = tuple(replace(s, training=_fitted(replace(s.training, **asked), asked)) for s in recipe.stages)
+        recipe = replace(recipe, training=_fitted(recipe.training, asked), stages=stages)
+        recipe = settings.apply(recipe, {k: v for k, v in changes.items() if k not in shared})
         kind.check_process(data, recipe.process, method)
-        training = recipe.training
-        if "training.warmup" in changes or training.warmup <= training.steps // 10:
-            return recipe
-        return replace(recipe, training=replace(training, warmup=training.steps // 10))  # a short run still gets to lr
+        return recipe
+
+
+def _fitted(training: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
+    """With a warm-up that a short run gets to the end of, unless one was asked for."""
+    if "warmup" in asked or training.warmup <= training.steps // 10:
+        return training
+    return replace(training, warmup=training.steps // 10)
 
 
 class RunFolder:
@@ -102,18 +116,19 @@ class RunFolder:
     def __init__(
         self, folder: Path, recipe: Recipe, request: DataRequest, data: tuple[Data, Data], resume: bool = False
     ) -> None:
-        self.folder, self.recipe, self.request, self.resume = folder, recipe, request, resume
+        self.folder, self.whole, self.request, self.resume = folder, recipe, request, resume
+        self.recipe = recipe.last  # of the model that is drawn from
         self.data, self.heldout = data
         self.kind: Kind = kind_of(self.data)
         self.weights = folder  # where the model lies: the run itself, or one of its checkpoints
 
     def config(self) -> dict[str, Any]:
         """The configuration, as it is printed and stored."""
-        return to_config(self.recipe)
+        return to_config(self.whole)
 
     def train(self, quiet: bool = False) -> Status:
         """Train to the end or to a signal; resumes when the run was opened for that."""
-        recipe = self.recipe
+        recipe = self.whole
         if is_first():
             for name, text in self.kind.kept(self.data).items():
                 with replacing(self.folder / name) as temporary:
@@ -128,7 +143,11 @@ class RunFolder:
             sample=self._look,
             resume=self.resume,
             quiet=quiet,
-            extra={"recipe": self.config(), "request": _request_json(self.request)},
+            extra={
+                "recipe": self.config(),
+                "request": _request_json(self.request),
+                "remembered": {"kind": type(self.kind).__name__, **self.kind.remembered(self.data)},
+            },
         )
         return trainer.fit()
 
@@ -167,17 +186,31 @@ class RunFolder:
         return data
 
     def _log(self) -> list[dict[str, Any]]:
-        path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        """The lines of all trainings, one after the other: steps and seconds go on counting."""
+        lines: list[dict[str, Any]] = []
+        for folder in self._trainings():
+            path, last = folder / "metrics.jsonl", lines[-1] if lines else {"step": 0, "time": 0.0}
+            for line in path.read_text().splitlines() if path.is_file() else []:
+                here = json.loads(line)
+                lines.append({**here, **{k: here[k] + last[k] for k in ("step", "time") if k in here and k in last}})
+        return lines
+
+    def _trainings(self) -> list[Path]:
+        if not self.whole.stages:
+            return [self.folder]
+        return [stage_folder(self.folder, stage.name) for stage in self.whole.chain()]
 
     def _seconds(self) -> float:
         return next((line["time"] for line in reversed(self._log()) if "time" in line), 0.0)
 
-    def _look(self, denoiser: Any, step: int, folder: Path | None) -> None:
+    def _look_at(self, stage: Stage, denoiser: Any, step: int, folder: Path | None) -> None:
+        self._look(denoiser, step, folder, self.whole.of_stage(stage.name))
+
+    def _look(self, denoiser: Any, step: int, folder: Path | None, recipe: Recipe | None = None) -> None:
         """What samples look like during training."""
         shown = self.kind.shown(self.data)
         if folder is not None and shown:
-            made = draw_samples(denoiser, self.recipe, self.heldout, num=shown, seed=0)
+            made = draw_samples(denoiser, recipe or self.recipe, self.heldout, num=shown, seed=0)
             self.kind.show(made, folder / "samples" / f"step-{step:06d}", self)
 
     def _curves(self) -> Path | None:
@@ -259,10 +292,12 @@ def open_run(folder: Path, resume: bool = False) -> RunFolder:
     stored = config["request"]
     request = DataRequest(source=stored["source"], paths=tuple(stored["paths"]), options=stored["options"])
     kept = replace(request, options=kept_options(request.source, request.options, folder))
-    run = RunFolder(folder, from_config(config["recipe"]), kept, kept.open(), resume=resume)
+    here = kept.is_here() or "remembered" not in config
+    data = kept.open() if here else (recalled(config["remembered"], kept.options),) * 2
+    run = RunFolder(folder, from_config(config["recipe"]), kept, data, resume=resume)
     run.weights = weights
     mark = config.get("data", {}).get("fingerprint")
-    if mark and mark != run.data.fingerprint():
+    if here and mark and mark != run.data.fingerprint():
         raise BadFile(f"the data of {folder} has changed since it was trained on: {' '.join(request.paths)}")
     return run
 
@@ -271,14 +306,9 @@ def _request_json(request: DataRequest) -> dict[str, Any]:
     return {"source": request.source, "paths": list(request.paths), "options": dict(request.options)}
 
 
-def is_first() -> bool:
-    """Whether this process is the first, or the only one, of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def default_device() -> str:
-    """A GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """This process's GPU if there is one."""
+    return str(own_device())
 
 
 def check_device(name: Any) -> torch.device:

@@ -29,16 +29,21 @@ def tokens_of(data: Data) -> TokenData | None:
     return data if isinstance(data, TokenData) else None
 
 
+def find_tokenizer(data: Data) -> Tokenizer | None:
+    """The tokenizer of a data set of text, None for others."""
+    return getattr(data.data if isinstance(data, Subset) else data, "tokenizer", None)
+
+
 def tokenizer_of(data: Data) -> Tokenizer:
     """The tokenizer of a run's data.
 
     Raises:
         BadValue: data that isn't text.
     """
-    own = tokens_of(data)
-    if own is None or own.tokenizer is None:
+    own = find_tokenizer(data)
+    if own is None:
         raise BadValue(f"{data.name} isn't text: this belongs to runs of `condiff train text`")
-    return own.tokenizer
+    return own
 
 
 def kept_options(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from condiff.data import Data
+from condiff.errors import BadFile
 from condiff.methods.kinds.kind import Kind, OfRun
 from condiff.methods.kinds.pictures import Fields, Pictures
 from condiff.methods.kinds.tokens import Text, Tokens
@@ -47,12 +49,25 @@ __all__ = [
     "Volumes",
     "kept_options",
     "kind_of",
+    "recalled",
 ]
 
 
 def kind_of(data: Any) -> Kind:
     """The kind of a data set, or of what has its ``shape`` and ``vocab``."""
     return next(kind for kind in KINDS if kind.matches(data))
+
+
+def recalled(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Data:
+    """The data of a run as far as it is remembered, where it isn't here.
+
+    Raises:
+        BadFile: of a kind that isn't known here.
+    """
+    kind = next((kind for kind in KINDS if type(kind).__name__ == facts["kind"]), None)
+    if kind is None:
+        raise BadFile(f"the run was made on data of a kind that this version doesn't know: {facts['kind']}")
+    return kind.recalled(facts, options)
 
 
 def kept_options(source: str, options: Mapping[str, Any], folder: Path) -> dict[str, Any]:

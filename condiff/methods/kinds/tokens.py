@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from condiff.data import Data
+from condiff.data import Data, Recalled, read_tokenizer
 from condiff.methods import texts
 from condiff.methods.drawn import Drawing
 from condiff.methods.given import Given
@@ -51,8 +51,7 @@ class Text(Tokens):
     ending = ".txt"
 
     def matches(self, data: Any) -> bool:
-        own = texts.tokens_of(data) if isinstance(data, Data) else None
-        return own is not None and own.tokenizer is not None
+        return isinstance(data, Data) and texts.find_tokenizer(data) is not None
 
     def kept(self, data: Data) -> dict[str, str]:
         return {texts.TOKENIZER: texts.tokenizer_of(data).to_json()}
@@ -61,7 +60,7 @@ class Text(Tokens):
         return texts.kept_options(options, folder)
 
     def recalled(self, facts: Mapping[str, Any], options: Mapping[str, Any]) -> Data:
-        return RecalledText(facts, load_tokenizer(options["tokenizer"]))
+        return Recalled(facts, read_tokenizer(options["tokenizer"]))
 
     def show(self, made: Drawing, stem: Path, run: OfRun) -> Path | None:
         out = stem.with_name(f"{stem.name}.txt")

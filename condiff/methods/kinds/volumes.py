@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from condiff import figures
-from condiff.data import Data, of_volumes
+from condiff.data import Data, RecalledVolumes, of_volumes
 from condiff.methods import scans
 from condiff.methods.drawn import Drawing, middle, save_grid
 from condiff.methods.given import Given
@@ -58,8 +58,7 @@ class Scans(Volumes):
         return {**super().remembered(data), **how}
 
     def recalled(self, facts: Mapping[str, Any], options: Mapping[str, Any]) -> Data:
-        how = {"percentiles": facts["percentiles"], "name": facts["name"]}
-        return data.Volumes({}, facts["target"], facts["condition"], facts["shape"][1:], **how)
+        return RecalledVolumes(facts)
 
     def check_output(self, out: Path, overwrite: bool) -> None:
         scans.check_output(out, overwrite)
