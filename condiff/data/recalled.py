@@ -23,9 +23,7 @@ def remember(data: Data) -> dict[str, Any]:
     return {
         "name": data.name,
         "count": len(data),
-        "shape": list(data.shape)
-        if not isinstance(data.shape, Mapping)
-        else {k: list(v) for k, v in data.shape.items()},
+        "shape": {k: list(v) for k, v in shape.items()} if isinstance(shape, Mapping) else list(shape),
         "range": list(data.value_range),
         "kinds": dict(data.kinds),
         "conditions": {k: [str(v.dtype).removeprefix("torch."), *v.shape[1:]] for k, v in example.items()},
