@@ -14,6 +14,7 @@ from condiff.data.tables import arrays, hub, parquet
 from condiff.data.text import text
 from condiff.data.unpaired import unpaired
 from condiff.data.volumes import volumes
+from condiff.data.windows import series
 from condiff.errors import BadValue, unknown
 
 SOURCES: dict[str, Callable[..., Data]] = {
@@ -23,6 +24,7 @@ SOURCES: dict[str, Callable[..., Data]] = {
     "unpaired": unpaired,
     "triplets": triplets,
     "volumes": volumes,
+    "series": series,
     "text": text,
     "arrays": arrays,
     "parquet": parquet,

@@ -8,6 +8,7 @@ from torch import Tensor
 from condiff.data.base import Data, Subset
 from condiff.data.text import TokenData
 from condiff.data.unpaired import Unpaired
+from condiff.data.windows import Windows
 from condiff.errors import BadValue
 
 
@@ -41,9 +42,9 @@ def split_indices(n: int, held_out: float, seed: int = 0, labels: Tensor | None 
 def split(data: Data, held_out: float = 0.1, seed: int = 0) -> tuple[Data, Data]:
     """``(training, held out)`` parts of a data set, stratified by label where there is one; of both of two unpaired.
 
-    Of a long sequence of tokens the end is held out.
+    Of a long sequence of tokens, and of series, the end is held out.
     """
-    if isinstance(data, TokenData):
+    if isinstance(data, TokenData | Windows):
         return data.cut(held_out)
     if isinstance(data, Unpaired):
         halves = zip(split(data.source, held_out, seed), split(data.target, held_out, seed), strict=True)
