@@ -21,9 +21,12 @@ from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadType, BadValue, Incompatible, unknown
 from condiff.files import read_metadata, read_tensors, replacing, write_json, write_tensors
 from condiff.heads import Heads
+from condiff.multimodal import MultiModal
 from condiff.process import Process
 from condiff.process.categorical import TokenProcess
 from condiff.token_denoiser import TokenDenoiser
+
+Model = Denoiser | Heads | MultiModal | TokenDenoiser
 
 CONFIG = "config.json"
 RAW = "model.safetensors"
@@ -38,7 +41,7 @@ def ema_file(name: str | None = None) -> str:
 
 def describe(part: Any) -> Any:
     """A denoiser's or another part's configuration; of one that condiff doesn't publish, a note of its type."""
-    if isinstance(part, Denoiser | Heads | TokenDenoiser):
+    if isinstance(part, Model):
         return part.config()
     try:
         return to_config(part)
@@ -107,7 +110,7 @@ def load_model(
     device: Any = "cpu",
     network: nn.Module | None = None,
     process: Process | TokenProcess | None = None,
-) -> Denoiser | Heads | TokenDenoiser:
+) -> Model:
     """The denoiser of a model folder or of a checkpoint, in evaluation mode.
 
     Args:
@@ -125,12 +128,12 @@ def load_model(
     return denoiser.to(device).eval()
 
 
-def _build(
-    config: Mapping[str, Any], network: nn.Module | None, process: Process | TokenProcess | None
-) -> Denoiser | Heads | TokenDenoiser:
+def _build(config: Mapping[str, Any], network: nn.Module | None, process: Process | TokenProcess | None) -> Model:
     """The denoiser of a configuration, of one network or of several, of tokens where it says ``time_free``."""
     if "time_free" in config:
         return TokenDenoiser.from_config(config, network=network, process=cast("TokenProcess | None", process))
+    if "modalities" in config:
+        return MultiModal.from_config(config, network=network, process=cast("Process | None", process))
     if "heads" not in config:
         return Denoiser.from_config(config, network=network, process=cast("Process | None", process))
     if network is not None or process is not None:
@@ -170,7 +173,7 @@ def _newest(folder: Path) -> str:
     return f"; the run isn't finished, but there is a checkpoint: {steps[-1]}" if steps else ""
 
 
-def load_weights(denoiser: Denoiser | Heads | TokenDenoiser, path: str | Path) -> dict[str, str]:
+def load_weights(denoiser: Model, path: str | Path) -> dict[str, str]:
     """Load a weights file into a denoiser; returns what the file says about itself.
 
     Raises:

@@ -36,6 +36,7 @@ class Label(Modality):
     own: int = 0
     seed: int = 0
     kind: ClassVar[str] = "label"
+    loss_weight: ClassVar[float] = 0.1  # nats, and where there is much noise log(classes) of them
 
     def __post_init__(self) -> None:
         if self.classes < 2 or self.own < 0:

@@ -57,9 +57,11 @@ class Modality(ABC):
 
     Attributes:
         kind: of the condition that it is when it is known.
+        loss_weight: of its head's loss, unless told otherwise.
     """
 
     kind: ClassVar[str]
+    loss_weight: ClassVar[float] = 1.0
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -25,7 +25,9 @@ from condiff.sampling.likelihood import Likelihood, log_likelihood
 from condiff.sampling.loop import Hook, Run, Step, sample, trajectory
 from condiff.sampling.measure_statistics import measure_statistics
 from condiff.sampling.model_statistics import ModelStatistics, guidance_of
+from condiff.sampling.multimodal import Aggregated, sample_modalities
 from condiff.sampling.sde_likelihood import sde_log_likelihood
+from condiff.sampling.segments import Segments
 from condiff.sampling.sigmas import BetaSigmas, Karras, UniformLogSNR
 from condiff.sampling.solver import Entry, Solver, State
 from condiff.sampling.solvers.adams import AdamsBashforth
@@ -50,6 +52,7 @@ __all__ = [
     "SDE",
     "AdamsBashforth",
     "Adaptive",
+    "Aggregated",
     "BetaSigmas",
     "ClipDecoded",
     "ClipResidual",
@@ -86,6 +89,7 @@ __all__ = [
     "Renoise",
     "Run",
     "RungeKutta",
+    "Segments",
     "Shifted",
     "SineBoost",
     "SineShare",
@@ -118,6 +122,7 @@ __all__ = [
     "repaint_grid",
     "resolution_shift",
     "sample",
+    "sample_modalities",
     "sde_log_likelihood",
     "start_index",
     "teleport",

@@ -6,6 +6,7 @@ from condiff.training.config import TrainConfig
 from condiff.training.coupling import Coupling, Independent, OptimalTransport
 from condiff.training.ema import EMA, Average, Exponential, PowerFunction
 from condiff.training.joint import JointDenoising
+from condiff.training.multimodal import MultiModalDenoising
 from condiff.training.objective import L1, L2, Denoising, Distance, Huber, Inner, Losses, Objective
 from condiff.training.prefix import PrefixDenoising, PrefixLengths
 from condiff.training.reconstruction import Reconstruction
@@ -53,6 +54,7 @@ __all__ = [
     "LogitNormal",
     "Losses",
     "MinSNR",
+    "MultiModalDenoising",
     "Objective",
     "OptimalTransport",
     "PerFrame",

@@ -134,6 +134,10 @@ class Trainer:
     def _check_rows(self, data: Any) -> None:
         """Data that doesn't fit is refused before anything is written."""
         batch = as_batch(fetcher(data)(torch.arange(min(2, len(data))), 0), self.kinds)
+        check = getattr(self.denoiser, "check_batch", None)
+        if check is not None:  # its data aren't its state
+            check(batch)
+            return
         wanted, got = getattr(self.denoiser, "shape", None), each(lambda x: tuple(x.shape[1:]), batch.x)
         if wanted is not None and got != each(tuple, wanted):
             raise BadValue(f"the data has samples of shape {got}, the denoiser of {each(tuple, wanted)}")
