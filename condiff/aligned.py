@@ -86,7 +86,7 @@ class Aligned(nn.Module):
         """The kinds of the conditions: of all variables, of single ones, and the strength."""
         base = dict(self.denoiser.kinds)
         single = {f"{name}.{key}": kind for name in self.variables for key, kind in base.items()}
-        return {**base, **single, STRENGTH: "scalar"}
+        return {**base, **single, STRENGTH: "strength"}
 
     def forward(
         self, x_t: Mapping[str, Tensor], t: Any, cond: Mapping[str, Any] | Conditions | None = None

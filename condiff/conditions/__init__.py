@@ -1,7 +1,7 @@
 """Conditions: what a model is told besides the state and the time."""
 
 from condiff.conditions.bank import ConditionBank, Embedded
-from condiff.conditions.condition import KINDS, Condition, Conditions, as_conditions, cat
+from condiff.conditions.condition import BELONGING, KINDS, Condition, Conditions, as_conditions, cat
 from condiff.conditions.ends import SIDES, EitherEnd
 from condiff.conditions.guidance_scale import GUIDANCE, GuidanceScale, RandomScale, scale_features
 from condiff.conditions.specs import Endpoint, Frames, Label, Map, Observation, Scalar, Spec, Tokens, Vector
@@ -12,11 +12,13 @@ from condiff.conditions.transforms import (
     Dropout,
     FixedNoise,
     Perturb,
+    TiedDropout,
     TimeNoise,
     Transform,
 )
 
 __all__ = [
+    "BELONGING",
     "GUIDANCE",
     "KINDS",
     "SIDES",
@@ -40,6 +42,7 @@ __all__ = [
     "RandomScale",
     "Scalar",
     "Spec",
+    "TiedDropout",
     "TimeNoise",
     "Tokens",
     "Transform",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from condiff.conditions.condition import Conditions
+from condiff.conditions.condition import BELONGING, Conditions
 from condiff.conditions.embeddings import LevelEmbedding
 from condiff.conditions.specs import Spec
 from condiff.errors import BadType, BadValue, unknown
@@ -26,9 +26,6 @@ class Embedded(NamedTuple):
     tokens: Tensor | None
     mask: Tensor | None
     maps: tuple[Tensor, ...]
-
-
-_OF_THE_PROCESS = ("endpoint", "observation", "known")
 
 
 class ConditionBank(nn.Module):
@@ -70,7 +67,7 @@ class ConditionBank(nn.Module):
         """Refuse entries of unknown names, of another kind, or for another number of rows."""
         for name, entry in cond.items():
             if name not in self.specs:
-                if entry.kind in _OF_THE_PROCESS:  # read by the process or by guidance, not by this network
+                if entry.kind in BELONGING:  # read by the process or by guidance, not by this network
                     continue
                 raise unknown("condition", name, self.specs)
             if entry.kind != self.kinds[name]:

@@ -13,6 +13,7 @@ Kinds:
     ``endpoint``     the other end ``y`` of a process, of the sample's shape
     ``observation``  known values, of the sample's shape, with ``mask`` (1 = observed)
     ``known``        (B, L) boolean: which tokens or variables are given
+    ``strength``     (B,) floats: how much a part of the model acts; 0 where it is absent
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from torch import Tensor
 
 from condiff.errors import BadType, BadValue, unknown
 
-KINDS = ("label", "scalar", "vector", "tokens", "map", "frames", "endpoint", "observation", "known")
-_NDIM = {"label": (1,), "scalar": (1,), "vector": (2,), "tokens": (2, 3), "known": (2,)}
+KINDS = ("label", "scalar", "vector", "tokens", "map", "frames", "endpoint", "observation", "known", "strength")
+#: Kinds that belong to the process or to the model rather than to what is told: only naming them drops them.
+BELONGING = ("endpoint", "observation", "known", "strength")
+_NDIM = {"label": (1,), "scalar": (1,), "vector": (2,), "tokens": (2, 3), "known": (2,), "strength": (1,)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +63,8 @@ class Condition:
             raise BadValue(f"a {self.kind!r} condition has {ndim} dimensions, got shape {tuple(self.value.shape)}")
         if self.kind == "label" and (self.value.dtype.is_floating_point or self.value.dtype == torch.bool):
             raise BadType(f"a 'label' condition holds integers, got {self.value.dtype}")
-        if self.kind == "scalar" and not self.value.dtype.is_floating_point:
-            raise BadType(f"a 'scalar' condition holds floats, got {self.value.dtype}")
+        if self.kind in ("scalar", "strength") and not self.value.dtype.is_floating_point:
+            raise BadType(f"a {self.kind!r} condition holds floats, got {self.value.dtype}")
         if self.keep is not None and (self.keep.dtype != torch.bool or self.keep.shape != self.value.shape[:1]):
             raise BadValue(
                 f"keep must be booleans of shape {tuple(self.value.shape[:1])}, got "
@@ -145,7 +148,7 @@ class Conditions(Mapping[str, Condition]):
     def drop(self, *names: str) -> Conditions:
         """The entries flagged absent for every sample; all droppable ones without names.
 
-        Endpoints, observations and known positions belong to the process, so only naming them drops them.
+        Endpoints, observations, known positions and strengths (:data:`BELONGING`) are dropped by name only.
 
         Raises:
             BadValue: an entry that isn't there.
@@ -153,7 +156,7 @@ class Conditions(Mapping[str, Condition]):
         for name in names:
             if name not in self:
                 raise unknown("condition", name, self)
-        chosen = names or tuple(n for n, c in self.items() if c.kind not in ("endpoint", "observation", "known"))
+        chosen = names or tuple(n for n, c in self.items() if c.kind not in BELONGING)
         out = dict(self._entries)
         for name in chosen:
             out[name] = replace(out[name], keep=torch.zeros_like(out[name].kept()))

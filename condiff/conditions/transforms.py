@@ -95,6 +95,40 @@ class Dropout:
         return cond
 
 
+@dataclass(frozen=True)
+@checked
+class TiedDropout:
+    """Dropout by one uniform number per row: an entry is flagged absent where the number lies in its interval.
+
+    Overlapping intervals are entries that are dropped together (UniCon, Li 2025):
+    ``TiedDropout({"image.prompt": (0.0, 0.2), "depth.prompt": (0.1, 0.3)})`` drops the first alone, both, and the
+    second alone, each with probability 0.1.
+
+    Args:
+        intervals: name -> (low, high), 0 <= low <= high <= 1.
+
+    Raises:
+        BadValue: no such interval; a name that the conditions don't have.
+    """
+
+    intervals: Mapping[str, tuple[float, float]]
+
+    def __post_init__(self) -> None:
+        for name, interval in self.intervals.items():
+            if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1] <= 1.0:
+                raise BadValue(f"{name!r} needs an interval (low, high) in [0, 1], got {interval}")
+
+    def __call__(self, cond: Conditions, t: Any = None, rng: Any = None, training: bool = True) -> Conditions:
+        _known(self.intervals, cond)
+        if not training or not self.intervals:
+            return cond
+        assert cond.batch is not None
+        u = as_source(rng).uniform((cond.batch,), torch.float64)
+        for name, (low, high) in self.intervals.items():
+            cond = cond.keeping(name, ~((low <= u) & (u < high)))
+        return cond
+
+
 @dataclass(frozen=True, kw_only=True)
 @checked
 class Perturb:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from condiff.conditions import Condition, Conditions, as_conditions, cat
+from condiff.conditions import BELONGING, Condition, Conditions, as_conditions, cat
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, unknown
 from condiff.guidance.guided import (
@@ -32,7 +32,7 @@ from condiff.guidance.guided import (
 from condiff.process import KINDS, Level, TokenPrediction, mix, mix_tokens
 from condiff.process.algebra import holds
 
-FREE_KINDS = ("endpoint", "observation", "known")  # part of the process: never dropped unless named
+FREE_KINDS = BELONGING  # never dropped unless named
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises, device_of
-from condiff.errors import BadType, BadValue
+from condiff.errors import BadType, BadValue, Incompatible
 from condiff.fields import checked
 from condiff.process.algebra import Weight
 from condiff.process.joint import Joint, JointPrior
@@ -26,11 +26,12 @@ from condiff.random import Source, as_source
 from condiff.sampling.checks import check_held, check_solver, check_start, check_state, matched
 from condiff.sampling.grid import Grid, Uniform
 from condiff.sampling.joint import hold_given, join, shapes, sources
+from condiff.sampling.segments import Segments
 from condiff.sampling.solver import Solver, State
 
 Tensors = Any  # a Tensor, or a dictionary of them over the variables of a joint process
 Levels = Any  # a Level or a TokenLevel, or a dictionary of them
-Times = Grid | Sequence[float] | Tensor | Mapping[str, Any] | None
+Times = Grid | Segments | Sequence[float] | Tensor | Mapping[str, Any] | None
 
 
 class Hook:
@@ -144,6 +145,12 @@ def as_grid(grid: Times, steps: int | None, process: Any) -> Tensors:
         BadValue: steps < 1, fewer than two times, times outside [0, 1], steps beside explicit times.
         BadType: a name in place of a grid.
     """
+    if isinstance(grid, Segments):
+        if not isinstance(process, Joint):
+            raise Incompatible(f"Segments are the grid of several variables, not of {process}")
+        if steps is None:
+            raise BadValue("give steps=, the number of steps of a variable that goes all the way")
+        return grid.grids(process, steps)
     if isinstance(process, Joint):
         return {name: as_grid(one, steps, process[name]) for name, one in process.each("grid", grid).items()}
     if isinstance(grid, Grid) or grid is None:
@@ -187,7 +194,7 @@ def trajectory(
         cond: conditions.
         steps: number of steps of the grid.
         grid: a :class:`Grid`, or explicit times: (N + 1,) for all, (N + 1, B) per row, (N + 1, B, F) per frame; for a
-            joint process also a dictionary of grids, one per variable.
+            joint process also a dictionary of grids, one per variable, or :class:`Segments`.
         rng: where noise comes from.
         hooks: called inside each step, in order.
         held: booleans that broadcast to x; what is held comes back bit for bit. For a joint process a dictionary.
