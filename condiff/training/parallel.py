@@ -1,4 +1,4 @@
-"""Several processes: who is there, how the model is spread, and how tensors come together again.
+"""Several processes: how the model is spread over them, and how tensors come together again.
 
 Plain torch (DistributedDataParallel, ``fully_shard``), started by ``torchrun`` or ``accelerate launch`` alike: both
 set the same environment. The engine isn't accelerate's ``Accelerator`` for three reasons, each checked:
@@ -24,10 +24,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from condiff.errors import BadValue, Incompatible
+from condiff.peers import Peers, own_device
 
 
-class Parallel:
-    """This process among its peers.
+class Parallel(Peers):
+    """This process among its peers, and the model spread over them.
 
     Args:
         mode: "ddp" or "fsdp".
@@ -40,30 +41,11 @@ class Parallel:
     def __init__(self, mode: str = "ddp", device: Any = None, precision: str = "fp32") -> None:
         _check_accelerate(mode, precision)
         self.mode = mode
-        self.device = _own_device() if device is None else _indexed(torch.device(device))
-        self._started = False
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-            self._started = True
-        here = dist.is_initialized()
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if here else (0, 1)
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes files."""
-        return self.rank == 0
+        super().__init__(own_device() if device is None else _indexed(torch.device(device)))
 
     @property
     def sharded(self) -> bool:
         return self.world > 1 and self.mode == "fsdp"
-
-    def close(self) -> None:
-        """Leave the process group, if it was entered here."""
-        if self._started and dist.is_initialized():
-            dist.destroy_process_group()
-            self._started = False
 
     # The model
 
@@ -97,30 +79,6 @@ class Parallel:
             with torch.no_grad():
                 for tensor in [*module.parameters(), *module.buffers()]:
                     dist.broadcast(tensor.data, 0)
-
-    # Tensors
-
-    def total(self, value: Tensor) -> Tensor:
-        """The sum over processes."""
-        if self.world > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-        return value
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        return bool(self.total(torch.tensor(float(flag), device=self.device)) > 0) if self.world > 1 else flag
-
-    def wait(self) -> None:
-        """Until all are here."""
-        if self.world > 1:
-            dist.barrier()
-
-
-def _own_device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _indexed(device: torch.device) -> torch.device:
