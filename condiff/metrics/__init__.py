@@ -20,12 +20,21 @@ from condiff.metrics.discrepancy import (
 )
 from condiff.metrics.evaluate import class_accuracy, evaluate
 from condiff.metrics.features import Classifies, Features, ImageFeatures, Pixels, inception
-from condiff.metrics.forecast import crps, crps_quantiles, pinball
+from condiff.metrics.forecast import (
+    crps,
+    crps_quantiles,
+    normalised_deviation,
+    normalised_rmse,
+    pinball,
+    sample_quantiles,
+    weighted_quantile_loss,
+)
 from condiff.metrics.frechet import frechet, frechet_gaussian
 from condiff.metrics.images import psnr, ssim
 from condiff.metrics.likelihood import Elbo, bits_per_dim, denoising_log_prob, elbo, nats_per_sample
 from condiff.metrics.motion import Leakage, leakage, motion
 from condiff.metrics.neighbours import Manifold, Memorisation, memorisation, nearest_rows, precision_recall
+from condiff.metrics.predictive import linear_predictive_score, ridge
 from condiff.metrics.token_likelihood import OrderBound, order_bound
 
 __all__ = [
@@ -63,18 +72,24 @@ __all__ = [
     "kernel_distance",
     "kl_bound",
     "leakage",
+    "linear_predictive_score",
     "mean_class_accuracy",
     "memorisation",
     "mmd2",
     "motion",
     "nats_per_sample",
     "nearest_rows",
+    "normalised_deviation",
+    "normalised_rmse",
     "order_bound",
     "pinball",
     "precision_recall",
     "psnr",
+    "ridge",
+    "sample_quantiles",
     "sliced_wasserstein",
     "ssim",
     "text_score",
     "wasserstein_1d",
+    "weighted_quantile_loss",
 ]

@@ -1,15 +1,17 @@
-"""Scores of probabilistic forecasts: the continuous ranked probability score.
+"""Scores of probabilistic forecasts: the continuous ranked probability score, and relatives over whole data sets.
 
 ``CRPS(F, y) = integral (F(x) - 1{x >= y})^2 dx = E|X - y| - E|X - X'| / 2``, in the units of y, 0 at best. For a
-point forecast it is the absolute error.
+point forecast it is the absolute error. Papers on forecasting report the weighted quantile loss as "CRPS".
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue, NonFinite
+from condiff.errors import BadValue, Degenerate, NonFinite
 from condiff.typing import Float
 
 
@@ -54,3 +56,59 @@ def crps_quantiles(quantiles: Tensor, levels: Tensor, y: Tensor) -> Tensor:
     An approximation that tends to the CRPS for many levels at the midpoints ``(i - 1/2) / n``.
     """
     return 2.0 * pinball(quantiles, levels, y).mean(dim=0)
+
+
+DECILES = tuple(k / 10 for k in range(1, 10))
+
+
+def sample_quantiles(
+    samples: Float[Tensor, "members *shape"], levels: Sequence[float] | Tensor
+) -> Float[Tensor, "levels *shape"]:
+    """Quantiles of an ensemble, each the member of the nearest rank, ``round((members - 1) level)``, as in GluonTS."""
+    levels = torch.as_tensor(levels, dtype=torch.float64)
+    rank = ((len(samples) - 1) * levels).round().long()
+    return samples.sort(dim=0).values[rank.to(samples.device)]
+
+
+def weighted_quantile_loss(
+    samples: Float[Tensor, "members *shape"], y: Float[Tensor, "*shape"], levels: Sequence[float] = DECILES
+) -> float:
+    """``mean over levels of 2 sum pinball / sum |y|``, sums over all of y: GluonTS's ``mean_wQuantileLoss``.
+
+    What tables of "CRPS" hold. Entries of y that are NaN don't count.
+
+    Raises:
+        BadValue: shapes or levels that don't fit. Degenerate: y that is 0 throughout.
+    """
+    there, at = _observed(samples, y), torch.as_tensor(levels, dtype=torch.float64)
+    loss = 2.0 * pinball(sample_quantiles(samples, at), at, y.nan_to_num())
+    return float(torch.where(there, loss, 0.0).flatten(1).sum(1).mean() / _size(y, there))
+
+
+def normalised_deviation(samples: Float[Tensor, "members *shape"], y: Float[Tensor, "*shape"]) -> float:
+    """ND: ``sum |y - median| / sum |y|``. NaN in y doesn't count. Raises: as :func:`weighted_quantile_loss`."""
+    there, median = _observed(samples, y), sample_quantiles(samples, [0.5])[0].double()
+    return float(torch.where(there, (median - y).abs(), 0.0).sum() / _size(y, there))
+
+
+def normalised_rmse(samples: Float[Tensor, "members *shape"], y: Float[Tensor, "*shape"]) -> float:
+    """NRMSE: ``sqrt(mean (y - mean)^2) / mean |y|``. NaN in y doesn't count. Raises: as the others."""
+    there = _observed(samples, y)
+    square = torch.where(there, (samples.double().mean(0) - y).square(), 0.0)
+    count = there.sum()
+    return float((square.sum() / count).sqrt() / (_size(y, there) / count))
+
+
+def _observed(samples: Tensor, y: Tensor) -> Tensor:
+    if samples.shape[1:] != y.shape or len(samples) < 1:
+        raise BadValue(f"samples {tuple(samples.shape)} must be (members, *{tuple(y.shape)}), as y is")
+    if not torch.isfinite(samples).all():
+        raise NonFinite("samples hold NaN or infinity")
+    return ~torch.isnan(y)
+
+
+def _size(y: Tensor, there: Tensor) -> Tensor:
+    size = torch.where(there, y.double().abs(), 0.0).sum()
+    if not float(size) > 0.0:
+        raise Degenerate("y is 0 throughout, or nothing of it is observed: scores relative to its size don't exist")
+    return size
