@@ -136,6 +136,9 @@ def tree(value: dict[str, Any], indent: int = 0, width: int = 100) -> str:
         elif isinstance(item, dict) and item and len(line) > width:
             lines.append(f"{pad}{key}: {_name(item)}".rstrip())
             lines.append(tree({k: v for k, v in item.items() if k != "part"}, indent + 1, width))
+        elif isinstance(item, list) and len(line) > width and any(isinstance(v, dict) for v in item):
+            lines.append(f"{pad}{key}:")
+            lines.append(tree({str(i): v for i, v in enumerate(item)}, indent + 1, width))
         else:
             lines.append(line)
     return "\n".join(lines)

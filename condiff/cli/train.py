@@ -69,7 +69,7 @@ class Train:
     """The method, as `condiff methods` lists it; flow-matching by default, radd for text."""
 
     steps: OptionalInt = None
-    """Training steps."""
+    """Training steps; of each stage, where there are several."""
 
     batch: OptionalInt = None
     """Samples a step, over all processes."""
@@ -118,9 +118,8 @@ class Train:
         status = run.train()
         if status.stopped:
             if first:
-                note(
-                    f"stopped after step {status.step}: condiff train --resume {run.folder} continues", quiet=self.json
-                )
+                where = f"step {status.step}" + (f" of stage {status.stage}" if status.stage else "")
+                note(f"stopped after {where}: condiff train --resume {run.folder} continues", quiet=self.json)
             return status.exit_code
         if first:
             metrics = run.finish()

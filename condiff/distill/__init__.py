@@ -1,6 +1,6 @@
 """Distillation: trainings in stages, each with the frozen result of the one before as its teacher."""
 
-from condiff.distill.chain import Chain
+from condiff.distill.chain import Chain, mark_finished, stage_folder
 from condiff.distill.grid import DistilledGrid
 from condiff.distill.stage import Stage, extended, guided_stage, halving_stages
 from condiff.distill.teaching import GuidedDistillation, Halving, Taught, fraction, frozen, two_steps
@@ -17,5 +17,7 @@ __all__ = [
     "frozen",
     "guided_stage",
     "halving_stages",
+    "mark_finished",
+    "stage_folder",
     "two_steps",
 ]

@@ -7,6 +7,7 @@ one that was cut short resumes bit for bit, as :class:`~condiff.training.Trainer
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,11 @@ class Chain:
 
     def _run(self) -> Status:
         model, status = self.start, Status(0)
-        for stage in self.stages:
+        for place, stage in enumerate(self.stages, 1):
             student = stage.student(model)
             if not self._finished(stage):
+                if self.parallel.main and not self.quiet:
+                    print(f"stage {place} of {len(self.stages)}: {stage.name}", file=sys.stderr, flush=True)
                 trainer = self._trainer(stage, student, stage.taught(model))
                 status = trainer.fit()._replace(stage=stage.name)
                 if status.stopped:

@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from condiff.codecs import Codec
-from condiff.conditions import Endpoint, Frames, Label, Map, Scalar, Spec, Tokens, Vector
+from condiff.conditions import (
+    GUIDANCE,
+    Endpoint,
+    Frames,
+    GuidanceScale,
+    Label,
+    Map,
+    Scalar,
+    Spec,
+    Tokens,
+    Vector,
+)
 from condiff.data import Data, Encoded
 from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
-from condiff.errors import BadValue, Incompatible
-from condiff.guidance import Free
+from condiff.distill import Stage
+from condiff.errors import BadValue, Incompatible, unknown
+from condiff.guidance import Distilled, Free
 from condiff.networks import DiTConfig, MLPConfig, TokenTransformerConfig
 from condiff.process import Joint, Prior, Process
 from condiff.process.categorical import TokenProcess
@@ -27,6 +39,8 @@ from condiff.sampling.joint import join
 from condiff.sampling.loop import as_grid
 from condiff.token_denoiser import TokenDenoiser
 from condiff.training import Denoising, JointDenoising, TokenDenoising, TrainConfig
+
+FIRST = "teacher"  # what the first training of several is called
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +74,9 @@ class Recipe:
 
     With a ``codec``, the configuration of one without weights such as :class:`condiff.codecs.HaarConfig`, network and
     process live in its latents; data, conditions and samples are what they were.
+
+    With ``stages``, trainings that follow the first one (called ``"teacher"``), each from the result of the one before;
+    the model of the run is the last one's, which :attr:`last` is the recipe of.
     """
 
     method: str
@@ -71,6 +88,35 @@ class Recipe:
     training: TrainConfig = TrainConfig()
     sampler: Sampler
     codec: Any = None
+    stages: tuple[Stage, ...] = ()
+
+    def chain(self) -> tuple[Stage, ...]:
+        """All stages, the first training among them."""
+        return (Stage(name=FIRST, objective=self.objective, training=self.training), *self.stages)
+
+    def of_stage(self, name: str) -> Recipe:
+        """The recipe of one stage's model, as if it had been trained alone.
+
+        Raises:
+            BadValue: an unknown stage.
+        """
+        out = replace(self, stages=())
+        names = [stage.name for stage in self.chain()]
+        if name not in names:
+            raise unknown("stage", name, names)
+        for stage in self.stages[: names.index(name)]:
+            told = {**dict(getattr(out.network, "conditions", {})), **stage.conditions}
+            network = replace(out.network, conditions=told) if stage.conditions else out.network
+            how = {"solver": stage.solver, "grid": stage.grid, "steps": stage.steps}
+            sampler = replace(out.sampler, **{k: v for k, v in how.items() if v is not None})
+            objective, training = stage.objective, stage.training
+            out = replace(out, network=network, objective=objective, training=training, sampler=sampler)
+        return out
+
+    @property
+    def last(self) -> Recipe:
+        """The recipe of the last stage's model."""
+        return self.of_stage(self.chain()[-1].name)
 
     def build_codec(self, device: Any = "cpu") -> Codec | None:
         """The codec between data and the network's space."""
@@ -116,8 +162,13 @@ class Recipe:
                 )
 
     def guided(self, denoiser: Denoises, scale: float | None = None) -> Denoises:
-        """The denoiser with classifier-free guidance at the recipe's scale, or at another; itself at scale 1."""
+        """The denoiser with classifier-free guidance at the recipe's scale, or at another; itself at scale 1.
+
+        A network that is told its scale is told this one.
+        """
         scale = self.sampler.guidance if scale is None else scale
+        if isinstance(dict(getattr(self.network, "conditions", {})).get(GUIDANCE), GuidanceScale):
+            return Distilled(denoiser, scale=scale)
         return denoiser if scale == 1.0 else Free(denoiser, scale=scale)
 
 

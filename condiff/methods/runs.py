@@ -20,7 +20,7 @@ from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
 from condiff.data import Data, Pictures, Subset, TensorData, Unpaired, digits, open_data
 from condiff.data.open import options as source_options
-from condiff.distill import Stage, stage_folder
+from condiff.distill import Chain, Stage, stage_folder
 from condiff.errors import BadFile, BadValue, NonFinite
 from condiff.files import replacing, write_json
 from condiff.methods import report, settings
@@ -133,23 +133,22 @@ class RunFolder:
             for name, text in self.kind.kept(self.data).items():
                 with replacing(self.folder / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
-        trainer = Trainer(
-            recipe.denoiser(recipe.training.seed),
-            recipe.encoded(self.data),
-            recipe.objective,
-            recipe.training,
-            self.folder,
-            validation=recipe.encoded(self.heldout),
-            sample=self._look,
-            resume=self.resume,
-            quiet=quiet,
-            extra={
-                "recipe": self.config(),
-                "request": _request_json(self.request),
-                "remembered": {"kind": type(self.kind).__name__, **self.kind.remembered(self.data)},
-            },
-        )
+        start, data = recipe.denoiser(recipe.training.seed), recipe.encoded(self.data)
+        how: dict[str, Any] = {"validation": recipe.encoded(self.heldout), "resume": self.resume, "quiet": quiet}
+        how["extra"] = self.note()
+        if recipe.stages:
+            extras = {stage.name: self.note(recipe.of_stage(stage.name)) for stage in recipe.chain()}
+            return Chain(start, data, recipe.chain(), self.folder, sample=self._look_at, extras=extras, **how).fit()
+        trainer = Trainer(start, data, recipe.objective, recipe.training, self.folder, sample=self._look, **how)
         return trainer.fit()
+
+    def note(self, recipe: Recipe | None = None) -> dict[str, Any]:
+        """What config.json says of a recipe (this run's, or that of one of its stages) and of the data."""
+        return {
+            "recipe": to_config(recipe or self.whole),
+            "request": _request_json(self.request),
+            "remembered": {"kind": type(self.kind).__name__, **self.kind.remembered(self.data)},
+        }
 
     def model(self, weights: str = "ema", device: Any = None) -> Any:
         """The trained model: a denoiser of values or of tokens."""

@@ -76,6 +76,9 @@ def apply(part: Any, overrides: Mapping[str, Any]) -> Any:
         *path, last = key.split(".")
         node = config
         for i, name in enumerate(path):
+            if isinstance(node, list) and name.isdigit() and int(name) < len(node):
+                node = node[int(name)]
+                continue
             if not isinstance(node, dict) or name not in node:
                 raise unknown("setting", key, _keys(node, path[:i]))
             node = node[name]
