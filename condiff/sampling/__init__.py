@@ -26,6 +26,7 @@ from condiff.sampling.loop import Hook, Run, Step, sample, trajectory
 from condiff.sampling.measure_statistics import measure_statistics
 from condiff.sampling.model_statistics import ModelStatistics, guidance_of
 from condiff.sampling.multimodal import Aggregated, sample_modalities
+from condiff.sampling.per_variable import ForVariables
 from condiff.sampling.sde_likelihood import sde_log_likelihood
 from condiff.sampling.segments import Segments
 from condiff.sampling.sigmas import BetaSigmas, Karras, UniformLogSNR
@@ -65,6 +66,7 @@ __all__ = [
     "DynamicThreshold",
     "Entry",
     "Euler",
+    "ForVariables",
     "GaussianLaw",
     "Grid",
     "Heun",

@@ -27,7 +27,8 @@ class Inpaint(Hook):
     Args:
         known: clean values, of the state's shape (or one that broadcasts to it); read where the mask is true.
         mask: booleans that broadcast to the state, true where known.
-        noise: ``"fresh"`` draws z anew at every level (RePaint), ``"fixed"`` once per trajectory (for ODE solvers).
+        noise: ``"fresh"`` draws z anew at every level (RePaint), ``"fixed"`` once per trajectory (for ODE solvers); or
+            z itself, of the state's shape.
 
     Samples equal ``known`` bit for bit where the mask is true when the grid ends without noise.
 
@@ -38,19 +39,21 @@ class Inpaint(Hook):
 
     known: Tensor
     mask: Tensor
-    noise: str = "fresh"
+    noise: str | Tensor = "fresh"
     _fixed: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.mask.dtype != torch.bool:
             raise BadType(f"mask must be booleans, true where known, got {self.mask.dtype}")
-        if self.noise not in ("fresh", "fixed"):
+        if not isinstance(self.noise, Tensor) and self.noise not in ("fresh", "fixed"):
             raise BadValue(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
 
     def before(self, x: Tensor, run: Run) -> Tensor:
         if run.index > 0:
             return x
-        self._fixed.clear()
+        self._fixed[:] = [self.noise.to(x)] if isinstance(self.noise, Tensor) else []
+        if self._fixed and self._fixed[0].shape != x.shape:
+            raise BadValue(f"noise of shape {tuple(self._fixed[0].shape)} for a state of shape {tuple(x.shape)}")
         for name, part in (("known", self.known), ("mask", self.mask)):
             if not _broadcasts(part, x):
                 raise BadValue(f"{name} of shape {tuple(part.shape)} doesn't fit a state of shape {tuple(x.shape)}")
@@ -66,7 +69,7 @@ class Inpaint(Hook):
     def _noised(self, known: Tensor, level: Level, run: Run) -> Tensor:
         if not isinstance(level.noise, Tensor) and level.noise == 0.0 and level.data == 1.0:
             return known
-        if self.noise == "fresh" or not self._fixed:
+        if not self._fixed or (isinstance(self.noise, str) and self.noise == "fresh"):
             z = run.draw(known)
             self._fixed[:] = [z]
         return run.denoiser.process.forward(known, level, source=run.cond.source, noise=self._fixed[0]).x_t

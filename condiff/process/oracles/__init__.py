@@ -1,5 +1,6 @@
 """Oracles: exact denoisers of known data laws, which stand in for any trained model."""
 
+from condiff.process.oracles.aligned import JointNormal, joint_normal
 from condiff.process.oracles.finite import Empirical, empirical
 from condiff.process.oracles.low_rank import LowRank, low_rank
 from condiff.process.oracles.mixtures import Mixture, gaussian, mixture
@@ -10,6 +11,7 @@ from condiff.process.oracles.token_table import TokenTable, tokens
 
 __all__ = [
     "Empirical",
+    "JointNormal",
     "LowRank",
     "Mixture",
     "Paired",
@@ -17,6 +19,7 @@ __all__ = [
     "TokenTable",
     "empirical",
     "gaussian",
+    "joint_normal",
     "low_rank",
     "markov",
     "mixture",
