@@ -30,15 +30,17 @@ class Codec(nn.Module, ABC):
     """Base of the codecs. Subclasses give :meth:`analysis`, :meth:`synthesis` and :meth:`latent_shape`.
 
     Args:
-        channels: of the latent, axis 1; the statistics are one number each. None for one number for all.
+        channels: of the latent; the statistics are one number each. None for one number for all.
 
     Attributes:
         needs_ref: ``"decode"`` or ``"both"``: where a reference must be given; None for codecs that read none.
+        channel_axis: the axis of a batch of latents that the statistics run along, 2 for clips.
         factor: samples per latent along each spatial axis.
         shift, scale: the statistics, buffers (C,) or (), at first 0 and 1.
     """
 
     needs_ref: str | None = None
+    channel_axis: int = 1
     factor: int = 1
     shift: Tensor
     scale: Tensor
@@ -127,7 +129,8 @@ class Codec(nn.Module, ABC):
         count, total, squares = 0, 0.0, 0.0
         for batch in itertools.islice(batches, most):
             raw = self.analysis(*(batch if isinstance(batch, tuple) else (batch,))).double()
-            rows = raw.reshape(-1, 1) if self.shift.ndim == 0 else raw.movedim(1, -1).reshape(-1, len(self.shift))
+            last = raw.movedim(self.channel_axis, -1)
+            rows = raw.reshape(-1, 1) if self.shift.ndim == 0 else last.reshape(-1, len(self.shift))
             count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)
         if not count:
             raise BadValue("no samples to measure the statistics of latents on")
@@ -140,8 +143,8 @@ class Codec(nn.Module, ABC):
         return self
 
     def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and scale, along axis 1 of z."""
-        shape = (-1, *(1,) * (z.ndim - 2)) if self.shift.ndim else ()
+        """Shift and scale, along the channels of z."""
+        shape = (-1, *(1,) * (z.ndim - self.channel_axis - 1)) if self.shift.ndim else ()
         return self.shift.reshape(shape).to(z.dtype), self.scale.reshape(shape).to(z.dtype)
 
     @property

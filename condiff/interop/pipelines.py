@@ -79,8 +79,9 @@ class Wrapped:
 def wrap(
     pipe: Any, size: tuple[int, int] | None = None, frames: int | None = None, length: int | None = None
 ) -> Wrapped:
-    """A loaded pipeline: ``DDPMPipeline`` and its kin, ``StableDiffusionPipeline`` (1.5, 2.1),
-    ``StableDiffusionXLPipeline``, ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``.
+    """A loaded pipeline: of pixels, ``DDPMPipeline`` and its kin; of pictures, ``StableDiffusionPipeline`` (1.5, 2.1),
+    ``StableDiffusionXLPipeline``, ``StableDiffusion3Pipeline``, ``DiTPipeline``, ``FluxPipeline``; of videos,
+    ``StableVideoDiffusionPipeline``, ``CogVideoXPipeline``, ``WanPipeline``.
 
     Its networks are put into evaluation mode and stay where they are, offloaded ones too.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from condiff.codecs import Codec
@@ -43,23 +44,26 @@ class VAE(Codec):
         return self.vae.config.latent_channels, shape[1] // factor, shape[2] // factor
 
     def analysis(self, x: Tensor, ref: Any = None) -> Tensor:
-        return self._posterior(x).mean.to(x)
+        return self.posterior(x)[0].to(x)
 
     def synthesis(self, raw: Tensor, side: Any = None) -> Tensor:
-        return self.vae.decode(self._placed(raw), return_dict=False)[0].to(raw)
+        return self.vae.decode(placed(self.vae, raw), return_dict=False)[0].to(raw)
 
-    def draw(self, x: Tensor, rng: int | Source) -> Tensor:
+    def draw(self, x: Tensor, rng: int | torch.Generator | Source) -> Tensor:
         """A draw from the posterior of the latent instead of its mean: (B, 3, H, W) -> (B, C, h, w)."""
         self.latent_shape(x.shape[1:])
-        posterior = self._posterior(x)
-        noise = as_source(rng).normal(posterior.mean.shape, posterior.mean.dtype, posterior.mean.device)
-        raw = (posterior.mean + posterior.std * noise).to(x)
+        mean, std = self.posterior(x)
+        noise = as_source(rng).normal(mean.shape, mean.dtype, mean.device)
+        raw = (mean + std * noise).to(x)
         return (raw - self.shift) / self.scale
 
-    def _posterior(self, x: Tensor) -> Any:
-        return self.vae.encode(self._placed(x)).latent_dist
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latent before it is scaled."""
+        said = self.vae.encode(placed(self.vae, x)).latent_dist
+        return said.mean, said.std
 
-    def _placed(self, x: Tensor) -> Tensor:
-        """x as the autoencoder takes it; the hooks of an offloaded one move its weights, not its input."""
-        hook = getattr(self.vae, "_hf_hook", None)
-        return x.to(getattr(hook, "execution_device", None) or x.device, self.vae.dtype)
+
+def placed(vae: Any, x: Tensor) -> Tensor:
+    """x as an autoencoder takes it; the hooks of an offloaded one move its weights, not its input."""
+    hook = getattr(vae, "_hf_hook", None)
+    return x.to(getattr(hook, "execution_device", None) or x.device, vae.dtype)

@@ -21,7 +21,7 @@ from condiff.guidance import Free
 from condiff.interop.paired import make_sites
 from condiff.interop.schedulers import grid_of, shift_options
 from condiff.interop.vae import VAE
-from condiff.networks.pairing import Pairing, Site
+from condiff.networks.pairing import Site
 
 
 class Backbone(nn.Module):
@@ -49,18 +49,26 @@ class Backbone(nn.Module):
         """The network's attentions, ready for paired rows; see :func:`condiff.networks.add_pair`."""
         return make_sites(self.net)
 
-    def call(self, x: Tensor, time: Tensor, pairing: Pairing | None = None, **told: Any) -> Tensor:
-        """The network's sample, like x; ``pairing`` says which rows attend to each other.
+    def times(self, time: Tensor, x: Tensor) -> Tensor:
+        """The times as the network takes them, (B,).
 
         Raises:
             Incompatible: a time per frame or pixel.
         """
         if time.ndim != 1:
             raise Incompatible(f"{type(self.net).__name__} is told one time per sample, got {tuple(time.shape)}")
-        if pairing is not None:
-            told["cross_attention_kwargs"] = {"pairing": pairing}
-        out = self.net(x.to(self.dtype), timestep=time * self.time_scale, return_dict=False, **told)[0]
-        return out.to(x)
+        return time
+
+    def call(self, x: Tensor, time: Tensor, beside: Tensor | None = None, **told: Any) -> Tensor:
+        """The network's sample, like x.
+
+        Args:
+            beside: what lies beside the state in its channels.
+        """
+        given = x.to(self.dtype)
+        if beside is not None:
+            given = torch.cat([given, beside.to(self.dtype)], dim=x.ndim - 3)
+        return self.net(given, timestep=time * self.time_scale, return_dict=False, **told)[0].to(x)
 
 
 class Family(ABC):
@@ -116,7 +124,7 @@ class Family(ABC):
         refuse_pictures(self.net, self.net.config.in_channels)
 
     @abstractmethod
-    def make_backbone(self) -> Backbone:
+    def make_backbone(self) -> nn.Module:
         """The network, with its null conditions; called when ``size`` and ``shape`` are known."""
 
     def encode(self, entries: Any) -> Conditions:

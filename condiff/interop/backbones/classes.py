@@ -27,7 +27,7 @@ class Classes(Backbone):
         null = self.net.config.num_embeds_ada_norm
         entry = cond.get("label")
         labels = torch.full(x.shape[:1], null, device=x.device) if entry is None else _or(entry, null)
-        said = self.call(x, time, class_labels=check_labels(labels, null), **options)
+        said = self.call(x, self.times(time, x), class_labels=check_labels(labels, null), **options)
         return split_variance(said, x.shape[1])
 
 

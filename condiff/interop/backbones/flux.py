@@ -65,7 +65,7 @@ class PackedFlow(Backbone):
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
         height, width = x.shape[-2:]
-        out = self.call(packed(x), time, img_ids=places(height, width, x), **self.told(cond))
+        out = self.call(packed(x), self.times(time, x), img_ids=places(height, width, x), **self.told(cond))
         return unpacked(out, height, width)
 
 

@@ -33,7 +33,7 @@ class Plain2D(Backbone):
         if self.condition_kinds:
             labels = filled(need(cond, "label", "a class"), None, "label")
             told["class_labels"] = check_labels(labels, self.net.config.num_class_embeds - 1)
-        return split_variance(self.call(x, time, **told), x.shape[1])
+        return split_variance(self.call(x, self.times(time, x), **told), x.shape[1])
 
 
 class Pixels(Family):

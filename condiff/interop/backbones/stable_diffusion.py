@@ -32,7 +32,7 @@ class TextTokens(Backbone):
         return {"encoder_hidden_states": tokens.to(self.dtype)}
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditions, **options: Any) -> Tensor:
-        return self.call(x, time, **self.told(cond), **options)
+        return self.call(x, self.times(time, x), **self.told(cond), **options)
 
 
 class StableDiffusion(Family):

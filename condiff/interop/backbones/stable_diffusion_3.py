@@ -34,7 +34,7 @@ class TextAndPooled(Backbone):
         return {"encoder_hidden_states": tokens.to(self.dtype), "pooled_projections": pooled.to(self.dtype)}
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
-        return self.call(x, time, **self.told(cond))
+        return self.call(x, self.times(time, x), **self.told(cond))
 
 
 class StableDiffusion3(Family):

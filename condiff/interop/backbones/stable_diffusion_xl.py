@@ -41,7 +41,7 @@ class TextAndSize(Backbone):
         return {"encoder_hidden_states": tokens.to(self.dtype), "added_cond_kwargs": added}
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditions, **options: Any) -> Tensor:
-        return self.call(x, time, **self.told(cond), **options)
+        return self.call(x, self.times(time, x), **self.told(cond), **options)
 
 
 class StableDiffusionXL(Family):
