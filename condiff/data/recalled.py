@@ -44,7 +44,8 @@ class Recalled(Data):
 
     def __init__(self, facts: Mapping[str, Any], tokenizer: Tokenizer | None = None) -> None:
         shape = facts["shape"]
-        self.shape = {k: tuple(v) for k, v in shape.items()} if isinstance(shape, Mapping) else tuple(shape)
+        shapes: Any = {k: tuple(v) for k, v in shape.items()} if isinstance(shape, Mapping) else tuple(shape)
+        self.shape = shapes
         self.name, self.kinds, self.classes = facts["name"], dict(facts["kinds"]), tuple(facts["classes"])
         self.vocab, self.paired, self._facts = facts["vocab"], facts["paired"], dict(facts)
         self.affine, self.tokenizer = Affine(*facts["affine"]), tokenizer
