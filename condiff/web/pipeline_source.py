@@ -1,0 +1,180 @@
+"""A diffusers pipeline as a source, through :func:`condiff.interop.wrap`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condiff import __version__, figures, interop
+from condiff.data import Framing
+from condiff.denoiser import device_of
+from condiff.errors import BadFile, BadValue, CondiffError, Incompatible, require_extra, unknown
+from condiff.methods.drawn import Drawing
+from condiff.methods.names import solver as solver_of
+from condiff.sampling import sample
+from condiff.web import files
+from condiff.web.limits import Limits
+from condiff.web.settings import Settings
+from condiff.web.source import File, Made, Source, check_size, solvers_for
+from condiff.web.uploads import Uploads
+from condiff.web.views import check_finite, clips, pictures
+from condiff.web.watching import Watching
+from condiff.web.worker import Job
+
+OWN = {"solver": "unipc", "steps": 20, "num": 1}
+TOLD = ("prompt", "label", "image")  # what a pipeline may be told first
+
+
+def load_pipeline(name: str) -> Any:
+    """A pipeline from a folder or the Hub; weights are safetensors, code of a repository is never run.
+
+    Raises:
+        BadFile: it isn't there, can't be downloaded, or isn't a pipeline.
+    """
+    diffusers = require_extra("diffusers", "hf")
+    try:
+        return diffusers.DiffusionPipeline.from_pretrained(name, use_safetensors=True)
+    except CondiffError:
+        raise
+    except Exception as error:  # OSError, ValueError, and the Hub's own, depending on what is wrong
+        raise BadFile(f"{name} can't be loaded as a diffusers pipeline: {str(error).strip()[:400]}") from error
+
+
+class PipelineSource(Source):
+    """A loaded pipeline.
+
+    Args:
+        name: what to call it.
+
+    Raises:
+        Incompatible: a pipeline that :func:`condiff.interop.wrap` doesn't know.
+    """
+
+    def __init__(self, pipe: Any, name: str, uploads: Uploads, limits: Limits) -> None:
+        self.wrapped, self.name = interop.wrap(pipe), Path(name).name or name
+        self.uploads, self.limits = uploads, limits
+        self.denoiser, self.family = self.wrapped.denoiser, self.wrapped.family
+        channels = 3 if self.wrapped.codec is not None else self.family.shape[-3]
+        frames = () if self.family.frames is None else (self.family.frames,)
+        self.shape, self.viewer = (*frames, channels, *self.family.size), clips if frames else pictures
+        self.told = next((kind for kind in TOLD if kind in self.denoiser.kinds), None)
+        self.classes = self._classes() if self.told == "label" else []
+        self.takes = self._takes()
+
+    def _classes(self) -> list[str]:
+        """Names of the classes by number; numbers where there are no names."""
+        config = self.family.net.config
+        count = config.get("num_embeds_ada_norm") or config.get("num_class_embeds")
+        names = {i: name for name, i in reversed((getattr(self.wrapped.pipeline, "labels", None) or {}).items())}
+        return [names.get(i, str(i)) for i in range(count)]
+
+    def _takes(self) -> set[str]:
+        words = {"prompt": {"prompt"}, "label": {"labels"}, "image": {"conditions"}, None: set[str]()}[self.told]
+        taken = {"solver", "steps", "seed", "num"} | words
+        taken |= {"guidance"} if _possible(lambda: self.wrapped.guided(1.0)) else set()
+        negative = self.told == "prompt" and _possible(lambda: self.wrapped.guided(None, [""]))
+        return taken | ({"negative"} if negative else set())
+
+    def about(self) -> dict[str, Any]:
+        pipe, process, scale = self.wrapped.pipeline, self.denoiser.process, self.family.scale
+        size = " x ".join(map(str, self.family.size))
+        what = f"pictures of {size} pixels" if len(self.shape) == 3 else f"clips of {self.shape[0]} x {size} pixels"
+        shown = {"name": "image", "kind": "picture", "shape": [3, *self.family.size], "input": "picture"}
+        return {
+            "kind": "pipeline",
+            "name": self.name,
+            "title": type(pipe).__name__,
+            "facts": [what, str(process), f"runs on {device_of(self.denoiser)}"],
+            "takes": sorted(self.takes),
+            "classes": self.classes,
+            "conditions": [{**shown, "needed": True}] if self.told == "image" else [],
+            "solvers": solvers_for(process),
+            "own": {**OWN, "guidance": scale if isinstance(scale, int | float) else None},
+        }
+
+    def make(self, settings: Settings, job: Job) -> Made:
+        settings.refuse_but(self.takes, "this pipeline")
+        check_size(settings.num, self.shape, self.limits)
+        own = self.about()["own"]
+        used = replace(
+            settings,
+            solver=settings.solver or own["solver"],
+            steps=settings.steps or own["steps"],
+            guidance=own["guidance"] if settings.guidance is None and "guidance" in self.takes else settings.guidance,
+        )
+        began = time.perf_counter()
+        names, cond = self._cond(used)
+        solver, watching = solver_of(used.solver or ""), Watching(job, self.viewer, self.wrapped.codec)
+        z = sample(
+            self.wrapped.guided(used.guidance, [used.negative] if used.negative else None),
+            num=used.num,
+            cond=cond,
+            solver=solver,
+            grid=self.wrapped.grid(used.steps or 1),
+            seeds=range(used.seed, used.seed + used.num),
+            hooks=[watching],
+        )
+        with torch.no_grad():
+            x = (z if self.wrapped.codec is None else self.wrapped.codec.decode(z)).float().cpu()
+        check_finite(x)
+        made = Drawing(x, None, None, names, watching.nfe, time.perf_counter() - began, None)
+        return Made(made, used, self._facts(solver, made))
+
+    def _facts(self, solver: Any, made: Drawing) -> dict[str, Any]:
+        return {
+            "condiff": __version__,
+            "pipeline": self.name,
+            "class": type(self.wrapped.pipeline).__name__,
+            "solver": repr(solver),
+            "nfe": made.nfe,
+            "seconds": round(made.seconds, 4),
+        }
+
+    def _cond(self, settings: Settings) -> tuple[list[str] | None, Any]:
+        """What each sample is called, and the conditions of all."""
+        num = settings.num
+        if self.told is None:
+            return None, None
+        if self.told == "prompt":
+            return None, self.wrapped.encode([settings.prompt or ""] * num)
+        if self.told == "image":
+            return None, self.wrapped.encode([*self._picture(settings).expand(num, -1, -1, -1)], rng=settings.seed)
+        wanted = [self._class(name) for name in settings.labels] or list(range(len(self.classes)))
+        labels = [wanted[i % len(wanted)] for i in range(num)]
+        return [self.classes[i] for i in labels], self.wrapped.encode(labels)
+
+    def _class(self, name: str) -> int:
+        if name in self.classes:
+            return self.classes.index(name)
+        if name.isdecimal() and name.isascii() and len(name) < 9 and int(name) < len(self.classes):
+            return int(name)
+        raise unknown("class", name[:60], self.classes)
+
+    def _picture(self, settings: Settings) -> Tensor:
+        given = settings.conditions.get("image")
+        if set(settings.conditions) - {"image"} or not isinstance(given, dict):
+            raise BadValue("this pipeline is told one picture, the condition 'image': choose one")
+        framing = Framing(size=self.family.size, channels=3, background="white")
+        return self.uploads.read(given["picture"], framing).clamp(-1.0, 1.0)
+
+    def files(self, made: Made) -> dict[str, File]:
+        drawing = made.drawing
+        out: dict[str, File] = {"npz": lambda told: files.npz(made.x, {}, told)}
+        if figures.drawable(self.shape):
+            grid = lambda folder: figures.grid(drawing.x, folder / "samples.png", labels=drawing.names)
+            out["png"] = lambda told: files.png(files.written(grid)[1], told)
+        return out
+
+
+def _possible(make: Callable[[], Any]) -> bool:
+    try:
+        make()
+    except Incompatible:
+        return False
+    return True

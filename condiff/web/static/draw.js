@@ -1,0 +1,98 @@
+// Samples as elements: pictures, text, curves and points.
+
+const SVG = "http://www.w3.org/2000/svg";
+const COLOURS = 8;
+
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name in element && typeof value !== "string") element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+function svg(tag, attributes, ...children) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+// The element of one sample, which `fill` may be called on again with the same sample at another step.
+export function cell(kind, name) {
+  if (kind === "picture") return make("img", { alt: `sample ${name}`, draggable: false });
+  if (kind === "text") return make("pre", {});
+  return svg("svg", { viewBox: "0 0 240 120", role: "img", "aria-label": `sample ${name}` });
+}
+
+export function fill(element, kind, item, { mask, range } = {}) {
+  if (kind === "picture") element.src = item;
+  else if (kind === "text") fillText(element, item, mask);
+  else fillCurve(element, item, range);
+}
+
+function fillText(element, text, mask) {
+  const parts = [];
+  for (const run of text.match(new RegExp(`${mask}+|[^${mask}]+`, "gu")) ?? [])
+    parts.push(run.startsWith(mask) ? make("span", { class: "mask" }, run) : run);
+  element.replaceChildren(...parts);
+}
+
+function fillCurve(element, channels, [low, high]) {
+  const lines = channels.map((values, channel) => {
+    const points = values.map((value, i) => {
+      const x = 6 + (228 * i) / Math.max(1, values.length - 1);
+      return `${x.toFixed(1)},${(112 - (104 * (value - low)) / (high - low || 1)).toFixed(1)}`;
+    });
+    return svg("polyline", { points: points.join(" "), class: `line c${channel % COLOURS}` });
+  });
+  element.replaceChildren(svg("line", { x1: 6, x2: 234, y1: 112, y2: 112, class: "axis" }), ...lines);
+}
+
+// Smallest and largest number of all samples, so that they share an axis.
+export function rangeOf(items) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const value of items.flat(3)) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  return low < high ? [low, high] : [low - 1, low + 1];
+}
+
+export function shortNumber(value) {
+  return Number(value.toPrecision(3)).toString();
+}
+
+// One figure of all samples that are pairs of numbers; colours by name.
+export function scatter(points, names, bounds) {
+  const known = [...new Set(names)];
+  const [[left, right], [bottom, top]] = bounds;
+  const across = (x) => 34 + (316 * (x - left)) / (right - left);
+  const up = (y) => 332 - (316 * (y - bottom)) / (top - bottom);
+  const dots = points.map(([x, y], i) => {
+    const colour = known.length === names.length ? 0 : known.indexOf(names[i]) % COLOURS;
+    const dot = svg("circle", { cx: across(x), cy: up(y), r: 4, class: `dot c${colour}` });
+    dot.append(svg("title", {}, `${names[i]}: ${shortNumber(x)}, ${shortNumber(y)}`));
+    return dot;
+  });
+  const words = [
+    [34, 350, "start", left],
+    [350, 350, "end", right],
+    [30, 332, "end", bottom],
+    [30, 24, "end", top],
+  ].map(([x, y, anchor, value]) => svg("text", { x, y, "text-anchor": anchor, class: "tick" }, shortNumber(value)));
+  const frame = svg("rect", { x: 34, y: 16, width: 316, height: 316, class: "frame" });
+  return svg("svg", { viewBox: "0 0 366 360", role: "img", "aria-label": `${points.length} points` }, frame, ...dots, ...words);
+}
+
+export function boundsOf(frames) {
+  const all = frames.flat().filter(Boolean);
+  return [0, 1].map((axis) => {
+    const [low, high] = rangeOf(all.map((point) => point[axis]));
+    const spare = 0.06 * (high - low);
+    return [low - spare, high + spare];
+  });
+}
