@@ -21,6 +21,7 @@ from condiff.cli.interpolate import Interpolate
 from condiff.cli.methods import Cite, Methods, Reproduce
 from condiff.cli.restore import Restore
 from condiff.cli.sample import Sample
+from condiff.cli.serve import Serve
 from condiff.cli.statistics import Kinetic, Statistics
 from condiff.cli.train import Train
 from condiff.errors import BadFile, BadType, BadValue, CondiffError, Incompatible, MissingExtra
@@ -65,6 +66,7 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
     return tyro.cli(
         Annotated[Train, command("train")]
         | Annotated[Sample, command("sample")]
+        | Annotated[Serve, command("serve")]
         | Annotated[Restore, command("restore")]
         | Annotated[Interpolate, command("interpolate")]
         | Annotated[Evaluate, command("evaluate")]
@@ -91,7 +93,10 @@ def _warn(message: Warning | str, *_: Any) -> None:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    from condiff.peers import rank, world
+
+    who = f" (process {rank()} of {world()})" if world() > 1 else ""
+    print(f"error{who}: {error}", file=sys.stderr, flush=True)
     return code
 
 
