@@ -5,6 +5,7 @@
   know whole-numbered times only, the part along t is a difference quotient between neighbouring levels.
 * :func:`divergence`: ``tr J_x``, exact (one backward pass per dimension) or Hutchinson's estimate ``e . J e`` with
   E[e e^T] = 1 (one per probe).
+* :func:`value_gradient`: the gradient of a value per sample, such as an energy, worked out under ``no_grad`` too.
 
 Fused attention kernels have no forward-mode derivative. :func:`plain_kernels`, which :func:`jvp` uses, switches
 condiff's networks and torch's ``scaled_dot_product_attention`` to kernels that have one, with the same numbers.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -28,8 +29,9 @@ from torch.overrides import TorchFunctionMode
 
 from condiff.conditions import Conditions
 from condiff.denoiser import Denoises
-from condiff.errors import BadType, BadValue, Incompatible, unknown
+from condiff.errors import BadType, BadValue, Incompatible, NonFinite, unknown
 from condiff.networks.attention import use_attention
+from condiff.process.algebra import finite
 from condiff.process.gaussian import Process
 from condiff.process.level import Level, Time
 from condiff.process.prediction import KINDS
@@ -277,6 +279,32 @@ def as_leaf(x: Tensor) -> Tensor:
     primal, tangent = forward_ad.unpack_dual(x)
     leaf = primal.detach().requires_grad_()
     return leaf if tangent is None else forward_ad.make_dual(leaf, tangent.detach())
+
+
+def value_gradient(x: Tensor, fn: Callable[[Tensor], tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+    """``(d sum(value) / dx, extra)`` for ``fn(x) -> (value (B,), extra)``.
+
+    Raises:
+        Incompatible: in inference mode, where torch can't differentiate.
+        BadValue: values that aren't (B,), or don't depend on x.
+        NonFinite: a gradient with NaN or infinity.
+    """
+    if torch.is_inference_mode_enabled():
+        raise Incompatible("guidance by gradients can't run in torch.inference_mode(); use torch.no_grad()")
+    outer = torch.is_grad_enabled()
+    with torch.enable_grad():
+        u = x if outer and x.requires_grad else as_leaf(x)
+        value, extra = fn(u)
+        if value.shape != x.shape[:1]:
+            raise BadValue(f"an energy must give one value per sample, {tuple(x.shape[:1])}, got {tuple(value.shape)}")
+        if not value.requires_grad:
+            raise BadValue("the energy does not depend on its input (or was computed without gradients)")
+        (grad,) = torch.autograd.grad(value.sum(), u, create_graph=outer, allow_unused=True)
+    if grad is None:
+        raise BadValue("the energy does not depend on its input")
+    if not finite(grad):
+        raise NonFinite("the gradient of the energy is not finite; is a logarithm or a norm taken at 0?")
+    return grad, extra
 
 
 # Divergence

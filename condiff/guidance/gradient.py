@@ -20,8 +20,8 @@ from torch import Tensor
 
 from condiff.conditions import Conditions
 from condiff.denoiser import Denoises
-from condiff.derivatives import as_leaf, without_graph
-from condiff.errors import BadValue, Degenerate, Incompatible, NonFinite, unknown
+from condiff.derivatives import value_gradient, without_graph
+from condiff.errors import Degenerate, Incompatible, unknown
 from condiff.guidance.guided import (
     Guided,
     States,
@@ -54,32 +54,6 @@ def gradient(fn: PerSample) -> PerSample:
         return value_gradient(x, lambda u: (fn(u, level, cond), None))[0]
 
     return grad
-
-
-def value_gradient(x: Tensor, fn: Callable[[Tensor], tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
-    """``(d sum(value) / dx, extra)`` for ``fn(x) -> (value (B,), extra)``.
-
-    Raises:
-        Incompatible: in inference mode, where torch can't differentiate.
-        BadValue: values that aren't (B,), or don't depend on x.
-        NonFinite: a gradient with NaN or infinity.
-    """
-    if torch.is_inference_mode_enabled():
-        raise Incompatible("guidance by gradients can't run in torch.inference_mode(); use torch.no_grad()")
-    outer = torch.is_grad_enabled()
-    with torch.enable_grad():
-        u = x if outer and x.requires_grad else as_leaf(x)
-        value, extra = fn(u)
-        if value.shape != x.shape[:1]:
-            raise BadValue(f"an energy must give one value per sample, {tuple(x.shape[:1])}, got {tuple(value.shape)}")
-        if not value.requires_grad:
-            raise BadValue("the energy does not depend on its input (or was computed without gradients)")
-        (grad,) = torch.autograd.grad(value.sum(), u, create_graph=outer, allow_unused=True)
-    if grad is None:
-        raise BadValue("the energy does not depend on its input")
-    if not finite(grad):
-        raise NonFinite("the gradient of the energy is not finite; is a logarithm or a norm taken at 0?")
-    return grad, extra
 
 
 def shifted(prediction: Prediction, kind: str, delta: Tensor, amount: Weight = 1.0) -> Prediction:

@@ -27,6 +27,7 @@ from condiff.sampling.measure_statistics import measure_statistics
 from condiff.sampling.model_statistics import ModelStatistics, guidance_of
 from condiff.sampling.multimodal import Aggregated, sample_modalities
 from condiff.sampling.per_variable import ForVariables
+from condiff.sampling.refine import Descent, Langevin, denoising_energy, refine, typical_time
 from condiff.sampling.sde_likelihood import sde_log_likelihood
 from condiff.sampling.segments import Segments
 from condiff.sampling.sigmas import BetaSigmas, Karras, UniformLogSNR
@@ -62,6 +63,7 @@ __all__ = [
     "DPMSolver",
     "DPMSolverPP",
     "DPMSolverV3",
+    "Descent",
     "Displace",
     "DynamicThreshold",
     "Entry",
@@ -77,6 +79,7 @@ __all__ = [
     "JointSolver",
     "Karras",
     "KineticEnergy",
+    "Langevin",
     "Likelihood",
     "Likeness",
     "MeanShift",
@@ -113,6 +116,7 @@ __all__ = [
     "affine_law",
     "analyse",
     "continuous_law",
+    "denoising_energy",
     "guidance_of",
     "infill",
     "invert",
@@ -121,6 +125,7 @@ __all__ = [
     "log_likelihood",
     "measure_statistics",
     "propagate",
+    "refine",
     "repaint_grid",
     "resolution_shift",
     "sample",
@@ -129,4 +134,5 @@ __all__ = [
     "start_index",
     "teleport",
     "trajectory",
+    "typical_time",
 ]

@@ -18,7 +18,7 @@ from condiff.process.gaussian import Process
 from condiff.process.table import table_size
 from condiff.sampling.grid import Grid, check_start_time, with_clean_end
 
-SPACINGS = ("trailing", "leading", "linspace")
+SPACINGS = ("trailing", "leading", "linspace", "quadratic")
 LAST = ("clean", "first")
 
 
@@ -28,7 +28,9 @@ class Spaced(Grid):
 
     Args:
         spacing: ``"trailing"`` counts from the last index down, so that sampling starts at pure noise;
-            ``"leading"`` counts up from 0 (it never visits the last levels); ``"linspace"`` includes both ends.
+            ``"leading"`` counts up from 0 (it never visits the last levels); ``"linspace"`` includes both ends;
+            ``"quadratic"`` is dense near the data, ``floor((i / (S - 1))^2 (N - N / S))`` (DDIM, Song 2021), with fewer
+            steps where indices repeat.
         offset: added to the indices of "leading" (1 for Stable Diffusion).
         last: the level after the last index: ``"clean"`` (t = 0) or ``"first"``, the first tabulated one
             (``set_alpha_to_one=False``, ``final_sigmas_type="sigma_min"``).
@@ -51,7 +53,7 @@ class Spaced(Grid):
             raise BadType(f"offset must be an integer, got {self.offset!r}")
         if self.offset < 0 or (self.offset and self.spacing != "leading"):
             raise BadValue(f"offset is a number >= 0 for spacing='leading', got {self.offset} for {self.spacing!r}")
-        if self.one_more and self.spacing == "trailing":
+        if self.one_more and self.spacing in ("trailing", "quadratic"):
             raise BadValue("one_more belongs to spacing='leading' and 'linspace'")
         check_start_time(self.start)
 
@@ -76,6 +78,8 @@ class Spaced(Grid):
         elif self.spacing == "leading":
             stride = total // count
             out = [i * stride + self.offset for i in reversed(range(count))][:steps]
+        elif self.spacing == "quadratic":
+            out = sorted({i * i * total // max(steps * (steps - 1), 1) for i in range(steps)}, reverse=True)
         else:
             out = [round(i * (total - 1) / max(count - 1, 1)) for i in reversed(range(count))][:steps]
         if not 0 <= out[-1] <= out[0] < total:
