@@ -9,6 +9,7 @@ from condiff.data.latents import Encoded, encode_conditions, latents
 from condiff.data.loader import loader, shuffled
 from condiff.data.missing import PATTERNS, missing
 from condiff.data.moments import DataMoments
+from condiff.data.moving_digits import MovingDigits, moving_digits
 from condiff.data.nifti import Volume, read_volume, write_volume
 from condiff.data.open import SOURCES, open_data, options
 from condiff.data.phantoms import phantom, phantoms, write_phantoms
@@ -27,6 +28,7 @@ from condiff.data.text import TokenData, text
 from condiff.data.tiles import Tiles
 from condiff.data.tokenizer import Characters, Subwords, Tokenizer, make_tokenizer, read_tokenizer
 from condiff.data.unpaired import Unpaired, unpaired
+from condiff.data.variables import AsVariables
 from condiff.data.volumes import Place, Scan, Volumes, find_scans, modality_of, of_volumes, volumes
 from condiff.data.windows import Window, Windows, WindowSpec, season_of, series
 
@@ -34,6 +36,7 @@ __all__ = [
     "PATTERNS",
     "SOURCES",
     "Affine",
+    "AsVariables",
     "Characters",
     "Clips",
     "Data",
@@ -41,6 +44,7 @@ __all__ = [
     "Encoded",
     "Framing",
     "Item",
+    "MovingDigits",
     "Pictures",
     "Place",
     "Prompts",
@@ -79,6 +83,7 @@ __all__ = [
     "make_tokenizer",
     "missing",
     "modality_of",
+    "moving_digits",
     "of_volumes",
     "open_data",
     "options",

@@ -38,7 +38,7 @@ from condiff.sampling import Grid, Hook, Solver, Uniform
 from condiff.sampling.joint import join
 from condiff.sampling.loop import as_grid
 from condiff.token_denoiser import TokenDenoiser
-from condiff.training import Denoising, JointDenoising, TokenDenoising, TrainConfig
+from condiff.training import Denoising, JointDenoising, PrefixDenoising, TokenDenoising, TrainConfig
 
 FIRST = "teacher"  # what the first training of several is called
 
@@ -84,7 +84,7 @@ class Recipe:
     process: Process | TokenProcess | Joint
     target: str | tuple[str, ...] = "velocity"
     precondition: Precondition = Plain()
-    objective: Denoising | TokenDenoising | JointDenoising = Denoising()
+    objective: Denoising | TokenDenoising | JointDenoising | PrefixDenoising = Denoising()
     training: TrainConfig = TrainConfig()
     sampler: Sampler
     codec: Any = None
@@ -253,7 +253,7 @@ def default_network(shape: Sequence[int], conditions: Mapping[str, Spec]) -> Any
     if len(shape) == 1:
         return MLPConfig(shape=shape, width=256, depth=4, conditions=dict(conditions))
     sides = _sides(shape)
-    patch = _patch(sides)
+    patch = default_patch(sides)
     width, depth, heads = (96, 3, 4) if _tokens(sides, patch) <= 64 else (256, 8, 4)
     return DiTConfig(shape=shape, width=width, depth=depth, heads=heads, patch=patch, conditions=dict(conditions))
 
@@ -273,7 +273,7 @@ def _sides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[:1] if len(shape) == 2 else shape[1:])
 
 
-def _patch(sides: Sequence[int]) -> int:
+def default_patch(sides: Sequence[int]) -> int:
     """The smallest patch from 2 to 16 that leaves at most 256 tokens; else more tokens, then larger patches."""
     for smallest, largest, most in ((2, 16, MOST_TOKENS), (1, 16, 4 * MOST_TOKENS), (17, 64, 4 * MOST_TOKENS)):
         for patch in range(smallest, largest + 1):

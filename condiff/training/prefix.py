@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from condiff.conditions import Conditions
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.fields import checked
 from condiff.prefixed import Prefixed, takes_frames
@@ -63,6 +64,7 @@ class PrefixDenoising:
         lengths: law of P.
         perturb: the level of the prefix's noise; 0 for none.
         clean: the time that is told of the prefix.
+        left_out: the condition that holds a clip's first frames, where data have one: the prefix stands for it.
 
     Where positions run in a circle that prefix and chunk fill, the circle begins anywhere.
     """
@@ -71,6 +73,7 @@ class PrefixDenoising:
     lengths: PrefixLengths = field(default_factory=PrefixLengths)
     perturb: float = 0.05
     clean: float = 0.0
+    left_out: str | None = "first"
 
     def __post_init__(self) -> None:
         for name, t in (("perturb", self.perturb), ("clean", self.clean)):
@@ -104,7 +107,8 @@ class PrefixDenoising:
         x = x[:, start : start + frames]
         t = self.base.times.sample(process, x.shape, rng, where)
         noise = process.noise_law.sample(rng, x.shape, x.dtype, x.device)
-        cond = batch.cond if self.transform is None else self.transform(batch.cond, t=t, rng=rng, training=training)
+        cond = without(batch.cond, self.left_out)
+        cond = cond if self.transform is None else self.transform(cond, t=t, rng=rng, training=training)
         mask = batch.mask
         if isinstance(mask, Tensor) and mask.shape[1] > 1:
             mask = mask[:, start + prefix : start + frames]
@@ -113,6 +117,11 @@ class PrefixDenoising:
             given = process.forward(given, self.perturb, noise=noise[:, :prefix]).x_t
         behind = Prefixed(denoiser, given, self.clean, first)
         return self.base.at(behind, x[:, prefix:], t, noise[:, prefix:], cond, weight=batch.weight, mask=mask)
+
+
+def without(cond: Conditions, name: str | None) -> Conditions:
+    """The conditions but one."""
+    return Conditions({other: entry for other, entry in cond.items() if other != name})
 
 
 def _clips(x: Any, frames: int) -> Tensor:
