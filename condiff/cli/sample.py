@@ -30,6 +30,7 @@ class Sample:
       condiff sample runs/corpus --num 4 --prefix "Once upon" --suffix "the end." --top-p 0.9
       condiff sample runs/scans --condition new/t1.nii.gz new/pd.nii.gz --out new/t2.nii.gz
       condiff sample runs/waves --condition height=2.5 --num 100 --out waves.npz
+      torchrun --nproc-per-node 4 -m -- condiff.cli.main sample runs/digits --num 10000 --out many.npz
     """
 
     folder: RunFolder
@@ -93,7 +94,7 @@ class Sample:
     """Sample i depends on seed + i only, whatever the batch."""
 
     batch: int = 256
-    """Samples per network call."""
+    """Samples per network call, and per block that is kept until all are there."""
 
     weights: str = "ema"
     """"ema", "raw", or the name of an averaged copy."""
@@ -139,7 +140,10 @@ class Sample:
             device=self.device,
             out=self.out,
             overwrite=self.overwrite,
+            say=lambda line: note(line, quiet=True),
         )
+        if made is None:  # another process tells of the work that was shared
+            return 0
         if self.json:
             show_json(made)
         else:

@@ -15,7 +15,7 @@ from condiff.data import Data, DataMoments
 from condiff.denoiser import Denoises, device_of
 from condiff.errors import BadValue, Incompatible, unknown
 from condiff.guidance import Superpose
-from condiff.methods.drawn import Drawing, Plan, gather
+from condiff.methods.drawn import Drawing, Part, Plan, gather
 from condiff.methods.kinds import kind_of
 from condiff.methods.names import solver as solver_of
 from condiff.methods.recipe import Recipe, Sampler
@@ -185,9 +185,14 @@ def plan_samples(
 
 
 @torch.no_grad()
+def draw_parts(plan: Plan, blocks: Sequence[range]) -> list[Part]:
+    """Some blocks of a plan's samples, one after the other."""
+    kind = kind_of(plan.data)
+    return [kind.draw(plan, rows) for rows in blocks]
+
+
 def draw_samples(denoiser: Denoises, recipe: Recipe, data: Data, *, num: int, **how: Any) -> Drawing:
     """Draw ``num`` samples; sample i depends on ``seed + i`` only. Arguments are those of :func:`plan_samples`."""
-    plan, kind = plan_samples(denoiser, recipe, data, num=num, **how), kind_of(data)
-    started = time.perf_counter()
-    parts = [kind.draw(plan, rows) for rows in plan.blocks()]
+    plan, started = plan_samples(denoiser, recipe, data, num=num, **how), time.perf_counter()
+    parts = draw_parts(plan, plan.blocks())
     return gather(plan, parts, time.perf_counter() - started)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from condiff.errors import BadValue
-from condiff.methods import settings, texts
-from condiff.methods.drawing import draw_samples, for_superposing, late, override, teleported
+from condiff.files import replacing, sha256
+from condiff.methods import settings, shards, texts
+from condiff.methods.drawing import for_superposing, late, override, plan_samples, teleported
 from condiff.methods.runs import open_run
+from condiff.model_files import find_weights
 
 
 def draw(
@@ -39,8 +42,12 @@ def draw(
     device: str | None = None,
     out: Path | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any] | None:
     """Draw samples from a run and write them; returns where they are and how they were made.
+
+    Several processes that ``torchrun`` started share the work (:mod:`condiff.methods.shards`); the first one writes,
+    and the others return None. ``say`` is called with lines of progress.
 
     Raises:
         BadValue: an unknown class, solver, setting or file ending, a number out of range, one class to superpose.
@@ -68,7 +75,7 @@ def draw(
     if num is None:
         num = told.rows or kind.default_num(labels, run.data)
     kind.check_count(out, num)
-    made = draw_samples(
+    plan = plan_samples(
         model,
         run.recipe,
         run.heldout,
@@ -81,7 +88,18 @@ def draw(
         superpose=superpose,
         known=None if known is None else known.rows(max(num, 1)),
     )
-    kind.write(made, out, run, told)
+    blocks = None
+    if shards.needed(plan, out):
+        files = {"init": init, "teleport": teleport, "weights": find_weights(run.weights, weights)}
+        hashes = {name: None if path is None else sha256(path) for name, path in files.items()}
+        blocks = shards.Blocks(out, shards.settings_of(plan, superpose=superpose, **hashes))
+    made = shards.draw_plan(plan, blocks, anew=overwrite, say=say)
+    if made is None:
+        return None
+    with nullcontext(out) if out.is_dir() else replacing(out) as place:  # whole or not at all
+        kind.write(made, place, run, told)
+    if blocks is not None:
+        blocks.drop()
     return {
         "out": str(out),
         "num": num,
