@@ -31,7 +31,15 @@ from condiff.metrics.forecast import (
 )
 from condiff.metrics.frechet import frechet, frechet_gaussian
 from condiff.metrics.images import psnr, ssim
-from condiff.metrics.likelihood import Elbo, bits_per_dim, denoising_log_prob, elbo, nats_per_sample
+from condiff.metrics.likelihood import (
+    Elbo,
+    JointElbo,
+    bits_per_dim,
+    denoising_log_prob,
+    elbo,
+    joint_elbo,
+    nats_per_sample,
+)
 from condiff.metrics.motion import Leakage, leakage, motion
 from condiff.metrics.neighbours import Manifold, Memorisation, memorisation, nearest_rows, precision_recall
 from condiff.metrics.predictive import linear_predictive_score, ridge
@@ -46,6 +54,7 @@ __all__ = [
     "Features",
     "FieldLosses",
     "ImageFeatures",
+    "JointElbo",
     "Kernel",
     "Leakage",
     "Manifold",
@@ -69,6 +78,7 @@ __all__ = [
     "frechet",
     "frechet_gaussian",
     "inception",
+    "joint_elbo",
     "kernel_distance",
     "kl_bound",
     "leakage",

@@ -14,14 +14,17 @@ estimate of a **lower bound**.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from condiff.conditions import as_conditions
 from condiff.errors import BadValue, Incompatible
-from condiff.random import as_source
+from condiff.process.table import table_size
+from condiff.random import Source, as_source
 from condiff.typing import Float
 
 
@@ -70,27 +73,110 @@ def elbo(
         BadValue: times that don't increase or touch 0; with ``bins``, values off the levels.
         Incompatible: an endpoint, or noise that isn't Gaussian.
     """
+    levels, source = _checked(denoiser, times), as_source(rng)
+    prior, steps = latent_terms(denoiser, x, levels, source, cond)
+    first = levels[0]
+    std, mean = first.noise / first.data, noised(denoiser, x, first, source, cond).x0
+    reconstruction = _log_density(x, mean, std) if bins is None else _log_probability(x, mean, std, bins)
+    return Elbo(reconstruction - steps.sum(dim=0) - prior, prior, steps, reconstruction)
+
+
+def _checked(denoiser: Any, times: Tensor) -> list[Any]:
+    """The levels of a bound, from the data up."""
     process = denoiser.process
     if process.has_source or not process.noise_law.gaussian:
         raise Incompatible(f"the bound of elbo() is for Gaussian noise without an endpoint, not for {process}")
     times = torch.as_tensor(times, dtype=torch.float64)
     if times.ndim != 1 or len(times) < 2 or not (times.diff() > 0).all():
         raise BadValue(f"elbo needs at least two increasing times, got {times.tolist()}")
-    levels, source = process.levels(times), as_source(rng)
+    levels = process.levels(times)
     if levels[0].noise <= 0.0 or levels[0].data <= 0.0:
         raise BadValue(f"the first time must have noise > 0 and data > 0 (t = {levels[0].t}): start above 0")
+    return levels
 
-    def denoised(level: Any) -> Tensor:
-        noise = process.noise_law.sample(source, x.shape, x.dtype, x.device)
-        return denoiser(process.forward(x, level, noise=noise).x_t, level, cond).x0
 
-    prior = 0.5 * _snr(levels[-1]) * _squared(x)  # both have the standard deviation noise(t_T)
-    steps = [process.posterior_error(t, s) * _squared(x - denoised(t)) for s, t in pairwise(levels)]
-    std = levels[0].noise / levels[0].data
-    mean = denoised(levels[0])
-    reconstruction = _log_density(x, mean, std) if bins is None else _log_probability(x, mean, std, bins)
-    stacked = torch.stack(steps)
-    return Elbo(reconstruction - stacked.sum(dim=0) - prior, prior, stacked, reconstruction)
+def noised(denoiser: Any, x: Tensor, level: Any, rng: Source, cond: Any) -> Any:
+    """What is said of one draw of x_t."""
+    process = denoiser.process
+    noise = process.noise_law.sample(rng, x.shape, x.dtype, x.device)
+    return denoiser(process.forward(x, level, noise=noise).x_t, level, cond)
+
+
+def latent_terms(denoiser: Any, x: Tensor, levels: list[Any], rng: Source, cond: Any) -> tuple[Tensor, Tensor]:
+    """``(prior (B,), steps (T, B))``; at both ends of the prior's the standard deviation is noise(t_T)."""
+    prior = 0.5 * _snr(levels[-1]) * _squared(x)
+    steps = [
+        denoiser.process.posterior_error(t, s) * _squared(x - noised(denoiser, x, t, rng, cond).x0)
+        for s, t in pairwise(levels)
+    ]
+    return prior, torch.stack(steps)
+
+
+class JointElbo(NamedTuple):
+    """As :class:`Elbo`, with the reconstruction of every modality: ``total = sum_i reconstruction_i - steps - prior``.
+
+    ``total`` (B,) estimates a lower bound on ``log p(x_1, ..., x_N)``, or with ``known`` on the law of the others
+    given those: densities of continuous modalities, probabilities of labels.
+    """
+
+    total: Tensor
+    prior: Tensor
+    steps: Tensor
+    reconstruction: dict[str, Tensor]
+
+    kind = "lower bound"
+
+
+def _steps(process: Any) -> Tensor:
+    size = table_size(process)
+    if size is None:
+        raise Incompatible(f"{process} has no table of steps: give times=, increasing from above 0")
+    return torch.arange(1, size + 1, dtype=torch.float64) / size
+
+
+@torch.no_grad()
+def joint_elbo(
+    denoiser: Any,
+    samples: Mapping[str, Tensor],
+    times: Tensor | None = None,
+    rng: Any = None,
+    cond: Any = None,
+    known: Sequence[str] = (),
+) -> JointElbo:
+    """The bound of ancestral sampling of a latent that carries several modalities (Chen 2024)::
+
+        log p(X) >= - KL(q(z_T | X) || p(z_T)) - sum_{t >= 2} E KL(q(z_{t-1} | z_t, X) || p(z_{t-1} | z_t))
+                    + sum_i E log p(x_i | z_1)
+
+    with ``p(z_{t-1} | z_t) = q(z_{t-1} | z_t, E_hat(z_t))`` and the heads' ``p(x_i | z_1)``. There is no term at t = 1:
+    ``z_0 = 0`` whatever the data.
+
+    Args:
+        denoiser: a :class:`~condiff.multimodal.MultiModal`.
+        samples: name -> values, of all modalities.
+        times: as in :func:`elbo`; by default all steps of the process's table.
+        known: modalities that the network is told, whose own terms are left out.
+
+    Raises:
+        BadValue: as :func:`elbo`; all known. Incompatible: a process without a table, and no times.
+    """
+    modalities = denoiser.modalities
+    modalities.check(samples)
+    for name in known:
+        modalities[name]  # refuses an unknown one
+    if len(set(known)) == len(modalities):
+        raise BadValue("all modalities are known: nothing is left to bound")
+    if known and not denoiser.told:
+        raise Incompatible(f"this network can't be told of {list(known)}")
+    levels, source = _checked(denoiser, _steps(denoiser.process) if times is None else times), as_source(rng)
+    told = as_conditions(cond, denoiser.kinds)
+    told = told.replace(**modalities.known({name: samples[name] for name in known}))
+    drive = modalities.aggregate(samples)
+    prior, steps = latent_terms(denoiser, drive, levels, source, told)
+    said = denoiser.said(noised(denoiser, drive, levels[0], source, told))
+    found = modalities.log_prob(said, samples, levels[0])
+    found = {name: value for name, value in found.items() if name not in known}
+    return JointElbo(torch.stack(list(found.values())).sum(0) - steps.sum(0) - prior, prior, steps, found)
 
 
 def _log_density(x: Tensor, mean: Tensor, std: float) -> Tensor:

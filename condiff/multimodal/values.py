@@ -77,10 +77,9 @@ class Continuous(Modality):
         return torch.where(counted, error, 0.0).sum(1) / counted.sum(1).clamp_min(1)
 
     def log_prob(self, said: Tensor, x: Tensor, std: Weight) -> Float[Tensor, " batch"]:
-        away = (self.standard(x.double()) - said.double()).flatten(1) / algebra.match(
-            torch.as_tensor(std), x.flatten(1)
-        )
-        dims, width = away.shape[1], torch.as_tensor(std, dtype=torch.float64) * self.std
+        width = torch.as_tensor(std, dtype=torch.float64, device=x.device)
+        away = (self.standard(x.double()) - said.double()).flatten(1)
+        away, dims, width = away / algebra.match(width, away), away.shape[1], width * self.std
         return -0.5 * away.square().sum(1) - dims * (torch.log(width) + 0.5 * math.log(2.0 * math.pi))
 
     def decode(self, said: Tensor, rng: Source | None, std: Weight) -> Tensor:

@@ -63,7 +63,7 @@ class _Basis(Source):
         out = torch.zeros(tuple(shape), dtype=dtype)
         flat = out.reshape(shape[0], -1)
         first, self.used = self.used, self.used + flat.shape[1]
-        index = torch.arange(first, min(self.used, self.rows - 2))
+        index = torch.arange(first, max(first, min(self.used, self.rows - 2)))  # none where a first guess was too few
         flat[index + 1, index - first] = 1.0
         flat[-1] = self.check.normal(flat.shape[1:], dtype)
         self.drawn.append(flat[-1])

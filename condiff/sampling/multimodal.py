@@ -55,9 +55,7 @@ class Aggregated(Hook):
     def prediction(self, prediction: Prediction, run: Run) -> Prediction:
         if self.rule is not None:
             return prediction.set("x0", self.rule(prediction, run))
-        said = prediction.aux.get("modalities")
-        if said is None:
-            raise Incompatible("what the heads say is lost in guidance that combines predictions: aggregate='latent'")
+        said = prediction.aux["modalities"]
         return prediction.set("x0", self.modalities.expected(said, self.known).to(prediction.x_t.dtype))
 
 
@@ -114,6 +112,8 @@ def sample_modalities(
     num = len(next(iter(given.values()))) if given else num if num is not None else len(seeds) if seeds else 1
     how = _how(model, how) if given else None
     source = as_source(next((r for r in (seed, seeds, rng) if r is not None), None))
+    if denoiser is not model and (how == "replaced" or aggregate == "heads"):
+        raise Incompatible("guidance changes the latent's prediction, which aggregates of what the heads say overrule")
     told = as_conditions(cond, model.kinds, device_of(model))
     if how == "told":
         told = told.replace(**model.modalities.known(given))
