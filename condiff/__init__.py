@@ -38,6 +38,7 @@ _ROOMS = (
 
 # The names that most sessions need, without their room.
 _NAMES = {
+    "Aligned": "aligned",
     "Condition": "conditions",
     "Conditions": "conditions",
     "Denoiser": "denoiser",

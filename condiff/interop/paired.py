@@ -39,6 +39,9 @@ class PairedProcessor(Site):
     def layers(self) -> dict[str, Any]:
         return {name: self._attention[0].get_submodule(path) for name, path in NAMES.items()}
 
+    def layer_path(self, name: str) -> str:
+        return NAMES[name]
+
     # nn.Module's own call hides the parameters, which diffusers reads
     def __call__(  # type: ignore[override]
         self,

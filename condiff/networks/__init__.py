@@ -21,6 +21,7 @@ from condiff.networks.gated_series import GatedSeries, GatedSeriesConfig
 from condiff.networks.hooks import features, read, replace
 from condiff.networks.layout import Layout, layout_of
 from condiff.networks.mlp import MLP, MLPConfig
+from condiff.networks.pair_files import load_pair, save_pair
 from condiff.networks.pairing import Pairing, Tie, add_pair, remove_pair
 from condiff.networks.state_space import StateSpace
 from condiff.networks.surgery import Swap, operations, soften
@@ -64,6 +65,7 @@ __all__ = [
     "keep_trained",
     "layout_of",
     "load_lora",
+    "load_pair",
     "lora_names",
     "lora_state",
     "operations",
@@ -71,6 +73,7 @@ __all__ = [
     "remove_pair",
     "replace",
     "save_lora",
+    "save_pair",
     "scale_lora",
     "set_attention",
     "soften",

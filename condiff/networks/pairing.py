@@ -192,6 +192,10 @@ class Site(nn.Module):
     def crosses(self) -> bool:
         """Whether it attends to something else than its own tokens: then pairs aren't tied here."""
 
+    def layer_path(self, name: str) -> str:
+        """The path of a projection inside the attention."""
+        return name
+
     @property
     def width(self) -> int:
         """Of the tokens."""

@@ -148,8 +148,6 @@ def as_grid(grid: Times, steps: int | None, process: Any) -> Tensors:
     if isinstance(grid, Segments):
         if not isinstance(process, Joint):
             raise Incompatible(f"Segments are the grid of several variables, not of {process}")
-        if steps is None:
-            raise BadValue("give steps=, the number of steps of a variable that goes all the way")
         return grid.grids(process, steps)
     if isinstance(process, Joint):
         return {name: as_grid(one, steps, process[name]) for name, one in process.each("grid", grid).items()}

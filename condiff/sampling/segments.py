@@ -38,7 +38,7 @@ class Segments:
 
     Args:
         segments: name -> (l, r), for each variable in each segment.
-        grid: the times.
+        grid: the times: a rule, or N + 1 of them.
         clean: variables at (1, 1) throughout that are held at tau_N itself, bit for bit. The others wait at tau_(N-1)
             and step with everything else at the end, which networks that were never told a clean state need.
 
@@ -48,7 +48,7 @@ class Segments:
     """
 
     segments: tuple[Mapping[str, Interval], ...]
-    grid: Grid = field(default_factory=Uniform)
+    grid: Grid | tuple[float, ...] = field(default_factory=Uniform)
     clean: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -57,6 +57,8 @@ class Segments:
         parts = tuple({name: tuple(way) for name, way in part.items()} for part in self.segments)
         object.__setattr__(self, "segments", parts)
         object.__setattr__(self, "clean", tuple(self.clean))
+        if not isinstance(self.grid, Grid):
+            object.__setattr__(self, "grid", tuple(float(t) for t in self.grid))
         if not parts or not parts[0]:
             raise BadValue("a schedule needs at least one segment, and a variable in it")
         for part in parts:
@@ -122,16 +124,30 @@ class Segments:
                 out[name] += rows[1:] if out[name] else rows
         return out
 
-    def grids(self, process: Joint, steps: int) -> dict[str, Tensor]:
+    def grids(self, process: Joint, steps: int | None = None) -> dict[str, Tensor]:
         """The times of each variable, all of one length.
 
+        Args:
+            steps: left out where the times are listed.
+
         Raises:
-            BadValue: variables that aren't those of the process.
+            BadValue: variables that aren't those of the process; no steps, or steps beside listed times.
         """
         process.check("the segments", self.segments[0])
+        steps = self._steps(steps)
         rows, out = self.rows(steps), {}
         for name in process:
-            times = self.grid.times(process[name], steps)
+            times = self._times(process[name], steps)
             index = [steps] * len(rows[name]) if name in self.clean else rows[name]
             out[name] = times[torch.tensor([*index, steps])]
         return out
+
+    def _steps(self, steps: int | None) -> int:
+        if isinstance(self.grid, Grid) == (steps is None):
+            raise BadValue("give steps=, the number of steps of a variable that goes all the way, or a list of times")
+        return len(self.grid) - 1 if steps is None else steps  # type: ignore[arg-type]
+
+    def _times(self, process: Any, steps: int) -> Tensor:
+        if isinstance(self.grid, Grid):
+            return self.grid.times(process, steps)
+        return torch.tensor(self.grid, dtype=torch.float64)
