@@ -9,7 +9,7 @@ from condiff.data.latents import Encoded, encode_conditions, latents
 from condiff.data.loader import loader, shuffled
 from condiff.data.missing import PATTERNS, missing
 from condiff.data.moments import DataMoments
-from condiff.data.moving_digits import MovingDigits, moving_digits
+from condiff.data.moving_digits import Bouncing, bouncing_ball, moving_digits
 from condiff.data.nifti import Volume, read_volume, write_volume
 from condiff.data.open import SOURCES, open_data, options
 from condiff.data.phantoms import phantom, phantoms, write_phantoms
@@ -36,6 +36,7 @@ __all__ = [
     "PATTERNS",
     "SOURCES",
     "Affine",
+    "Bouncing",
     "AsVariables",
     "Characters",
     "Clips",
@@ -44,7 +45,6 @@ __all__ = [
     "Encoded",
     "Framing",
     "Item",
-    "MovingDigits",
     "Pictures",
     "Place",
     "Prompts",
@@ -68,6 +68,7 @@ __all__ = [
     "WindowSpec",
     "Windows",
     "arrays",
+    "bouncing_ball",
     "class_laws",
     "clips",
     "digits",

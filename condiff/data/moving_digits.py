@@ -1,4 +1,4 @@
-"""Moving digits: clips of bundled handwritten digits that fly about in a box and bounce off its walls.
+"""Moving digits, and a ball: clips of pictures that fly about in a box and bounce off its walls.
 
 After Moving MNIST (Srivastava 2015), and with ``bounce="random"`` its stochastic version (Denton & Fergus 2018), where
 a digit leaves a wall in a direction and at a speed that nobody can know. Every clip is generated from (seed, index); a
@@ -22,27 +22,41 @@ BOUNCES = ("mirror", "random")
 FIRST = "first"  # the condition that holds a clip's first frames
 
 
-class MovingDigits(Data):
-    """Clips (F, 1, side, side) in [-1, 1]; made by :func:`moving_digits`."""
+class Bouncing(Data):
+    """Clips (F, 1, side, side) in [-1, 1] of pictures (N, 8, 8) in [0, 1]; made by :func:`moving_digits` and
+    :func:`bouncing_ball`."""
 
     moving = True
 
     def __init__(
         self,
+        glyphs: Tensor,
         count: int,
         frames: int,
         side: int,
         *,
-        per_clip: int,
-        speed: tuple[float, float],
-        bounce: str,
-        given: int,
-        split: str,
-        seed: int,
+        per_clip: int = 1,
+        speed: tuple[float, float] = (1.0, 2.5),
+        bounce: str = "random",
+        given: int = 0,
+        seed: int = 0,
+        name: str = "bouncing",
     ) -> None:
-        self.count, self.per_clip, self.speed, self.bounce = count, per_clip, speed, bounce
-        self.given, self.seed, self.name = given, seed, f"moving digits/{split}"
-        self.glyphs = (digits(split).batch(range(len(digits(split))))["x"][:, 0] + 1.0) / 2.0
+        sizes = {"count": (count, 1), "frames": (frames, 1), "side": (side, GLYPH + 2), "per_clip": (per_clip, 1)}
+        for what, (value, least) in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise BadType(f"{what} must be an integer, got {value!r}")
+            if value < least:
+                raise BadValue(f"{what} must be at least {least}, got {value}")
+        low, high = speed
+        if not 0.0 <= low <= high <= side - GLYPH:
+            raise BadValue(f"speed is a range of pixels a frame, at most the box's {side - GLYPH}, got {speed}")
+        if bounce not in BOUNCES:
+            raise unknown("bounce", bounce, BOUNCES)
+        if not 0 <= given < frames:
+            raise BadValue(f"given frames are fewer than the clip's {frames}, got {given}")
+        self.glyphs, self.count, self.per_clip, self.bounce = glyphs, count, per_clip, bounce
+        self.speed, self.given, self.seed, self.name = (float(low), float(high)), given, seed, name
         self.shape = (frames, 1, side, side)
         self.kinds = {FIRST: "frames"} if given else {}
 
@@ -118,43 +132,36 @@ def moving_digits(
     frames: int = 20,
     side: int = 32,
     *,
-    per_clip: int = 1,
-    speed: tuple[float, float] = (1.0, 2.5),
-    bounce: str = "random",
-    given: int = 0,
     split: str = "train",
-    seed: int = 0,
-) -> MovingDigits:
+    **how: Any,
+) -> Bouncing:
     """Clips of moving digits, generated when asked for; no download.
 
     Args:
         count: how many clips; clip i is a function of the seed and i.
         frames: length of a clip.
         side: pixels of the box, at least 10.
-        per_clip: digits in the box; they pass through each other.
-        speed: range of the pixels a frame that a digit moves along each axis.
-        bounce: ``"mirror"`` off a wall, or ``"random"``: away from it, at new speeds.
-        given: first frames that are also a condition ``first``, from which clips are continued.
         split: whose digits, as for :func:`condiff.data.digits`.
+        how: ``per_clip``, digits in the box (1), which pass through each other; ``speed``, the range of the pixels a
+            frame that a digit moves along each axis; ``bounce``, ``"mirror"`` off a wall, or ``"random"``, away from
+            it at new speeds; ``given``, first frames that are also a condition ``first``, which clips are continued
+            from; ``seed``.
+
+    Raises:
+        BadType, BadValue: sizes, speeds or names out of range.
 
     Example:
         >>> moving_digits(4, frames=12, side=16).batch([0, 3])["x"].shape
         torch.Size([2, 12, 1, 16, 16])
     """
-    sizes = {"count": (count, 1), "frames": (frames, 1), "side": (side, GLYPH + 2), "per_clip": (per_clip, 1)}
-    for name, (value, least) in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadType(f"{name} must be an integer, got {value!r}")
-        if value < least:
-            raise BadValue(f"{name} must be at least {least}, got {value}")
-    low, high = speed
-    if not 0.0 <= low <= high <= side - GLYPH:
-        raise BadValue(f"speed is a range of pixels a frame, at most the box's {side - GLYPH}, got {speed}")
-    if bounce not in BOUNCES:
-        raise unknown("bounce", bounce, BOUNCES)
     if split not in SPLITS:
         raise unknown("split of the digits", split, SPLITS)
-    if not 0 <= given < frames:
-        raise BadValue(f"given frames are fewer than the clip's {frames}, got {given}")
-    how = {"per_clip": per_clip, "speed": (float(low), float(high)), "bounce": bounce, "given": given}
-    return MovingDigits(count, frames, side, **how, split=split, seed=seed)
+    pictures = digits(split).batch(range(len(digits(split))))["x"][:, 0]
+    return Bouncing((pictures + 1.0) / 2.0, count, frames, side, name=f"moving digits/{split}", **how)
+
+
+def bouncing_ball(count: int = 10_000, frames: int = 20, side: int = 16, **how: Any) -> Bouncing:
+    """Clips of a soft ball of 5 pixels, as :func:`moving_digits`; off walls as off mirrors by default."""
+    far = torch.arange(GLYPH, dtype=torch.float32) - (GLYPH - 1) / 2.0
+    ball = torch.exp(-(far[:, None].square() + far.square()) / 4.0)
+    return Bouncing(ball[None], count, frames, side, name="bouncing ball", **{"bounce": "mirror", **how})

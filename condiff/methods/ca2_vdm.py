@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condiff.data import MovingDigits, moving_digits
+from condiff.data import Bouncing, bouncing_ball
 from condiff.denoiser import Denoiser, Denoises
 from condiff.errors import BadValue
 from condiff.methods import experiment
