@@ -5,7 +5,7 @@ solvers, guidance and tools then run on it.
 """
 
 from condiff.interop.backbones import Classes, Family, Plain2D, TextAndPooled, TextTokens
-from condiff.interop.export import as_scheduler
+from condiff.interop.export import as_guider, as_scheduler
 from condiff.interop.frames import encode_frames, load_vae
 from condiff.interop.lora import add_lora, save_lora
 from condiff.interop.pipelines import Wrapped, wrap
@@ -21,6 +21,7 @@ __all__ = [
     "Whole",
     "Wrapped",
     "add_lora",
+    "as_guider",
     "as_scheduler",
     "encode_frames",
     "grid_of",

@@ -24,6 +24,7 @@ from torch import Tensor
 from condiff.conditions import Conditions
 from condiff.config import from_config, to_config
 from condiff.errors import BadValue, Incompatible
+from condiff.interop.export import time_of
 from condiff.interop.schedulers import grid_of, is_continuous, is_flow, precondition_of, process_of
 from condiff.process import Level, Prediction
 from condiff.process.algebra import combine, scale
@@ -206,7 +207,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 
     def _times(self, steps: int | None, timesteps: Any, sigmas: Any, mu: float | None) -> Tensor:
         if timesteps is not None:
-            times = self._time_of(torch.as_tensor(timesteps, dtype=torch.float64))
+            times = time_of(self.like, torch.as_tensor(timesteps))
             return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
         if self.grid is not None:
             return as_grid(self.grid, len(sigmas) if sigmas is not None else steps, self.process)
@@ -240,14 +241,6 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         """The timestep of a level: what the network is told of a table, of flows a thousand times as much."""
         told = float(self.precondition.time(level))
         return told * self.config["num_train_timesteps"] if is_flow(self.like) else told
-
-    def _time_of(self, timestep: Tensor) -> Tensor:
-        timestep = timestep.to(torch.float64)
-        if is_flow(self.like):
-            return timestep / self.config["num_train_timesteps"]
-        if is_continuous(self.like):
-            return self.process.time(-8.0 * timestep)
-        return self.process.schedule.at_index(timestep)  # type: ignore[union-attr]
 
     # The loop
 
@@ -331,7 +324,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``data(t) x0 + noise(t) z`` at the times of timesteps, one per sample or one for all."""
-        times = self._time_of(torch.as_tensor(timesteps).flatten()).to(original_samples.device)
+        times = time_of(self.like, torch.as_tensor(timesteps).flatten()).to(original_samples.device)
         level = self.process.at(times.expand(len(original_samples)))
         return combine((level.data, original_samples), (level.noise, noise)).to(original_samples.dtype)
 
