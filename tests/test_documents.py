@@ -15,7 +15,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TOLD = ("README.md", "CONTRIBUTING.md")
-RUN = (*TOLD, "docs/guide/quickstart.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/methods/*.md")))
+RUN = (
+    *TOLD,
+    *sorted(str(p.relative_to(ROOT)) for room in ("guide", "methods") for p in ROOT.glob(f"docs/{room}/*.md")),
+)
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
