@@ -49,6 +49,18 @@ class Backbone(nn.Module):
         """The network's attentions, ready for paired rows; see :func:`condiff.networks.add_pair`."""
         return make_sites(self.net)
 
+    def forward(self, x: Tensor, time: Tensor, cond: Conditions, **options: Any) -> Any:
+        """``options`` go to the diffusers network as they are."""
+        return self.said(x, self.times(time, x), {**self.told(cond, x), **options})
+
+    def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
+        """What the network is told of the conditions, by its own names."""
+        return {}
+
+    def said(self, x: Tensor, times: Tensor, told: dict[str, Any]) -> Any:
+        """What the network says: its sample, like x, or a pair of that and a dictionary."""
+        return self.call(x, times, **told)
+
     def times(self, time: Tensor, x: Tensor) -> Tensor:
         """The times as the network takes them, (B,).
 
@@ -59,7 +71,7 @@ class Backbone(nn.Module):
             raise Incompatible(f"{type(self.net).__name__} is told one time per sample, got {tuple(time.shape)}")
         return time
 
-    def call(self, x: Tensor, time: Tensor, beside: Tensor | None = None, **told: Any) -> Tensor:
+    def call(self, x: Tensor, times: Tensor, beside: Tensor | None = None, **told: Any) -> Tensor:
         """The network's sample, like x.
 
         Args:
@@ -68,7 +80,7 @@ class Backbone(nn.Module):
         given = x.to(self.dtype)
         if beside is not None:
             given = torch.cat([given, beside.to(self.dtype)], dim=x.ndim - 3)
-        return self.net(given, timestep=time * self.time_scale, return_dict=False, **told)[0].to(x)
+        return self.net(given, timestep=times * self.time_scale, return_dict=False, **told)[0].to(x)
 
 
 class Family(ABC):

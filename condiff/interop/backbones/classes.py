@@ -21,14 +21,14 @@ class Classes(Backbone):
 
     condition_kinds: ClassVar[dict[str, str]] = {"label": "label"}
 
-    def forward(
-        self, x: Tensor, time: Tensor, cond: Conditions, **options: Any
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
         null = self.net.config.num_embeds_ada_norm
         entry = cond.get("label")
         labels = torch.full(x.shape[:1], null, device=x.device) if entry is None else _or(entry, null)
-        said = self.call(x, self.times(time, x), class_labels=check_labels(labels, null), **options)
-        return split_variance(said, x.shape[1])
+        return {"class_labels": check_labels(labels, null)}
+
+    def said(self, x: Tensor, times: Tensor, told: dict[str, Any]) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        return split_variance(self.call(x, times, **told), x.shape[1])
 
 
 def _or(entry: Condition, null: int) -> Tensor:

@@ -32,10 +32,10 @@ class Expert3D(Backbone):
         self.register_buffer("null", null, persistent=False)
         self.rotary = rotary
 
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
+    def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
         tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
         rotary = None if self.rotary is None else tuple(part.to(x.device) for part in self.rotary)
-        return self.call(x, self.times(time, x), encoder_hidden_states=tokens.to(self.dtype), image_rotary_emb=rotary)
+        return {"encoder_hidden_states": tokens.to(self.dtype), "image_rotary_emb": rotary}
 
 
 class CogVideoX(Clips):

@@ -54,8 +54,7 @@ class PackedFlow(Backbone):
         self.register_buffer("null", tokens, persistent=False)
         self.register_buffer("null_pooled", pooled, persistent=False)
 
-    def told(self, cond: Conditions) -> dict[str, Any]:
-        """What the network is told, by its own names."""
+    def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
         tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
         pooled = filled(need(cond, "pooled", "a pooled prompt"), self.null_pooled, "pooled")  # type: ignore[arg-type]
         told = {"encoder_hidden_states": tokens.to(self.dtype), "pooled_projections": pooled.to(self.dtype)}
@@ -63,10 +62,9 @@ class PackedFlow(Backbone):
             told["guidance"] = need(cond, GUIDANCE, "how strongly it is guided").value.float()
         return {**told, "txt_ids": tokens.new_zeros(tokens.shape[1], 3)}
 
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
+    def said(self, x: Tensor, times: Tensor, told: dict[str, Any]) -> Tensor:
         height, width = x.shape[-2:]
-        out = self.call(packed(x), self.times(time, x), img_ids=places(height, width, x), **self.told(cond))
-        return unpacked(out, height, width)
+        return unpacked(self.call(packed(x), times, img_ids=places(height, width, x), **told), height, width)
 
 
 class Flux(Family):

@@ -28,12 +28,14 @@ class Plain2D(Backbone):
         classes = net.config.num_class_embeds
         self.condition_kinds = {"label": "label"} if classes else {}  # type: ignore[misc]
 
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        told = {}
-        if self.condition_kinds:
-            labels = filled(need(cond, "label", "a class"), None, "label")
-            told["class_labels"] = check_labels(labels, self.net.config.num_class_embeds - 1)
-        return split_variance(self.call(x, self.times(time, x), **told), x.shape[1])
+    def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
+        if not self.condition_kinds:
+            return {}
+        labels = filled(need(cond, "label", "a class"), None, "label")
+        return {"class_labels": check_labels(labels, self.net.config.num_class_embeds - 1)}
+
+    def said(self, x: Tensor, times: Tensor, told: dict[str, Any]) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        return split_variance(self.call(x, times, **told), x.shape[1])
 
 
 class Pixels(Family):

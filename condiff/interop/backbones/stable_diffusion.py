@@ -26,13 +26,9 @@ class TextTokens(Backbone):
         super().__init__(net)
         self.register_buffer("null", null, persistent=False)
 
-    def told(self, cond: Conditions) -> dict[str, Any]:
-        """What the network is told, by its own names."""
+    def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
         tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
         return {"encoder_hidden_states": tokens.to(self.dtype)}
-
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions, **options: Any) -> Tensor:
-        return self.call(x, self.times(time, x), **self.told(cond), **options)
 
 
 class StableDiffusion(Family):

@@ -27,14 +27,10 @@ class TextAndPooled(Backbone):
         self.register_buffer("null", tokens, persistent=False)
         self.register_buffer("null_pooled", pooled, persistent=False)
 
-    def told(self, cond: Conditions) -> dict[str, Any]:
-        """What the network is told, by its own names."""
+    def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
         tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
         pooled = filled(need(cond, "pooled", "a pooled prompt"), self.null_pooled, "pooled")  # type: ignore[arg-type]
         return {"encoder_hidden_states": tokens.to(self.dtype), "pooled_projections": pooled.to(self.dtype)}
-
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
-        return self.call(x, self.times(time, x), **self.told(cond))
 
 
 class StableDiffusion3(Family):

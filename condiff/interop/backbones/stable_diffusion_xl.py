@@ -32,16 +32,12 @@ class TextAndSize(Backbone):
         self.register_buffer("null", tokens, persistent=False)
         self.register_buffer("null_pooled", pooled, persistent=False)
 
-    def told(self, cond: Conditions) -> dict[str, Any]:
-        """What the network is told, by its own names."""
+    def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
         tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
         pooled = filled(need(cond, "pooled", "a pooled prompt"), self.null_pooled, "pooled")  # type: ignore[arg-type]
         size = need(cond, "size", "the size of the picture").value
         added = {"text_embeds": pooled.to(self.dtype), "time_ids": size.to(self.dtype)}
         return {"encoder_hidden_states": tokens.to(self.dtype), "added_cond_kwargs": added}
-
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions, **options: Any) -> Tensor:
-        return self.call(x, self.times(time, x), **self.told(cond), **options)
 
 
 class StableDiffusionXL(Family):

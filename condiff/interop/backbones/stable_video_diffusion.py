@@ -29,7 +29,7 @@ class PictureToClip(Backbone):
 
     condition_kinds: ClassVar[dict[str, str]] = {"image": "map", "seen": "tokens", "motion": "vector"}
 
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
+    def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
         image, seen = need(cond, "image", "a picture"), need(cond, "seen", "what is seen in a picture")
         motion = need(cond, "motion", "how it moves (frames per second, bucket, noise)").value
         latents, tokens = (filled(e, torch.zeros_like(e.value[0]), n) for e, n in ((image, "image"), (seen, "seen")))
@@ -37,7 +37,7 @@ class PictureToClip(Backbone):
             raise BadValue(f"latents of a picture of shape {tuple(x.shape[2:])} are wanted, got {latents.shape[1:]}")
         frames = latents.to(x)[:, None].expand(-1, x.shape[1], -1, -1, -1)
         told = {"encoder_hidden_states": tokens.to(self.dtype), "added_time_ids": motion.to(self.dtype)}
-        return self.call(x, self.times(time, x), beside=frames, **told)
+        return {"beside": frames, **told}
 
 
 class StableVideoDiffusion(Clips):

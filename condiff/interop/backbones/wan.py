@@ -41,10 +41,12 @@ class Flow3D(Backbone):
         per_frame = (x.shape[-2] // rows) * (x.shape[-1] // columns)
         return time.expand(x.shape[:2]).repeat_interleave(per_frame, dim=1)
 
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
+    def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
         tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
-        times = self.times(time, x)
-        return self.call(x.transpose(1, 2), times, encoder_hidden_states=tokens.to(self.dtype)).transpose(1, 2)
+        return {"encoder_hidden_states": tokens.to(self.dtype)}
+
+    def said(self, x: Tensor, times: Tensor, told: dict[str, Any]) -> Tensor:
+        return self.call(x.transpose(1, 2), times, **told).transpose(1, 2)
 
 
 class TwoStages(nn.Module):
