@@ -179,7 +179,7 @@ def load_lora(net: nn.Module, folder: str | Path, name: str = "default") -> None
     """
     peft: Any = require_extra("peft", "adapters")
     folder = Path(folder)
-    settings, (tensors, _) = read_json(folder / CONFIG), read_tensors(folder / WEIGHTS)
+    settings, (tensors, _) = {**read_json(folder / CONFIG), "inference_mode": False}, read_tensors(folder / WEIGHTS)
     if settings.get("peft_type") != "LORA":
         raise BadFile(f"{folder / CONFIG} is of {settings.get('peft_type')!r}, not of LoRA")
     if name in lora_names(net):
