@@ -29,6 +29,7 @@ class Sample:
       condiff sample runs/foggy-to-clear --condition new_foggy/ --out restored/
       condiff sample runs/corpus --num 4 --prefix "Once upon" --suffix "the end." --top-p 0.9
       condiff sample runs/scans --condition new/t1.nii.gz new/pd.nii.gz --out new/t2.nii.gz
+      condiff sample runs/street --condition first.png --frames 80 --out street.gif
       condiff sample runs/waves --condition height=2.5 --num 100 --out waves.npz
       torchrun --nproc-per-node 4 -m -- condiff.cli.main sample runs/digits --num 10000 --out many.npz
     """
@@ -87,6 +88,9 @@ class Sample:
     top_p: OptionalFloat = None
     """Draw among the most probable tokens with this much probability."""
 
+    frames: OptionalInt = None
+    """Of clips: how long, the given frames included; as long as those of the data by default."""
+
     set: Several = ()
     """KEY=VALUE for any field of the sampler, such as solver.noise=0.5 or grid.start=0.9."""
 
@@ -133,6 +137,7 @@ class Sample:
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
+            frames=self.frames,
             changes=self.set,
             seed=self.seed,
             batch=self.batch,

@@ -30,13 +30,14 @@ class Train:
       condiff train arrays --data waves.npz --method edm --steps 5000
       condiff train text --data corpus.txt
       condiff train text --data corpus.txt --tokenizer bpe --length 128
+      condiff train video --data clips/ --given 1 --size 64 --method ca2-vdm
       condiff train volumes --data scans/ --target t2 --condition t1 pd --method cwdm
       condiff train digits --set network.width=128 --set training.ema=[0.99,0.999]
       condiff train --resume runs/digits
     """
 
     source: Source = None
-    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, volumes, text, arrays, parquet, hub."""
+    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, volumes, video, text, arrays, parquet, hub."""
 
     data: Several = ()
     """Folder, file or Hub name; twice for pairs (degraded, then clean) and unpaired (source, then target)."""
@@ -58,6 +59,12 @@ class Train:
 
     condition: Many = ()
     """Of volumes: the modalities that it is made from."""
+
+    given: OptionalInt = None
+    """Of video: the first frames that a clip is continued from; 1 by default."""
+
+    frames: OptionalInt = None
+    """Of video: the length of a clip; 17 by default."""
 
     option: Several = ()
     """KEY=VALUE for any option of the data, such as flip=true, range=[0,1] or cond=["age"]."""
@@ -102,29 +109,12 @@ class Train:
     """Print the final metrics as JSON; progress goes to standard error."""
 
     def run(self) -> int:
-        from condiff.config import tree
         from condiff.methods import runs
 
         if self.resume:
             self._alone()
         run = runs.open_run(self.resume, resume=True) if self.resume else runs.prepare(self._request(), self.dry_run)
-        first = runs.is_first()  # of several processes only one speaks and writes
-        if first:
-            note(run.data.describe(), quiet=self.json)
-            note(f"\nconfiguration\n{tree(run.config(), 1)}\n", quiet=self.json)
-        if self.dry_run:
-            run.recipe.denoiser()  # what can't be built is refused here too
-            return 0
-        status = run.train()
-        if status.stopped:
-            if first:
-                where = f"step {status.step}" + (f" of stage {status.stage}" if status.stage else "")
-                note(f"stopped after {where}: condiff train --resume {run.folder} continues", quiet=self.json)
-            return status.exit_code
-        if first:
-            metrics = run.finish()
-            show_json(metrics) if self.json else note(summary(metrics, run.folder))
-        return 0
+        return carry_out(run, dry_run=self.dry_run, json=self.json)
 
     def _alone(self) -> None:
         """A run that is resumed keeps its configuration, so that it ends where it would have ended.
@@ -150,6 +140,7 @@ class Train:
         options = {"size": self.size} if self.size is not None else {}
         options |= {"skip_bad": True} if self.skip_bad else {}
         words = {"length": self.length, "tokenizer": self.tokenizer, "target": self.target}
+        words |= {"given": self.given, "frames": self.frames}
         words |= {"condition": list(flat(self.condition))} if self.condition else {}
         options |= {k: v for k, v in words.items() if v is not None}
         options |= parse(self.option)
@@ -183,3 +174,27 @@ class Train:
             return {"cond": {**(keys if isinstance(keys, dict) else {k: k for k in keys}), "label": self.labels}}
         labels = None if str(self.labels).lower() == "none" else self.labels
         return {"labels" if self.source == "images" else "label": labels}
+
+
+def carry_out(run: Any, *, dry_run: bool, json: bool) -> int:
+    """Say what a run is, train it, and say what came of it: the exit code."""
+    from condiff.config import tree
+    from condiff.peers import is_first
+
+    first = is_first()  # of several processes only one speaks and writes
+    if first:
+        note(run.data.describe(), quiet=json)
+        note(f"\nconfiguration\n{tree(run.config(), 1)}\n", quiet=json)
+    if dry_run:
+        run.recipe.denoiser()  # what can't be built is refused here too
+        return 0
+    status = run.train()
+    if status.stopped:
+        if first:
+            where = f"step {status.step}" + (f" of stage {status.stage}" if status.stage else "")
+            note(f"stopped after {where}: condiff train --resume {run.folder} continues", quiet=json)
+        return status.exit_code
+    if first:
+        metrics = run.finish()
+        show_json(metrics) if json else note(summary(metrics, run.folder))
+    return 0

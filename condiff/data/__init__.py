@@ -1,7 +1,7 @@
 """Data sets: in memory, in folders, in files, from a hub; with splits, seeded augmentations and statistics."""
 
 from condiff.data.base import Data, Refused, Subset, TensorData
-from condiff.data.clips import Clips, clips
+from condiff.data.clips import Clips, clips, of_clips, video
 from condiff.data.digits import digits
 from condiff.data.folders import find_pictures, images, pairs
 from condiff.data.frames import Triplets, triplets
@@ -36,8 +36,8 @@ __all__ = [
     "PATTERNS",
     "SOURCES",
     "Affine",
-    "Bouncing",
     "AsVariables",
+    "Bouncing",
     "Characters",
     "Clips",
     "Data",
@@ -85,6 +85,7 @@ __all__ = [
     "missing",
     "modality_of",
     "moving_digits",
+    "of_clips",
     "of_volumes",
     "open_data",
     "options",
@@ -110,6 +111,7 @@ __all__ = [
     "to_model_range",
     "triplets",
     "unpaired",
+    "video",
     "volumes",
     "write_phantoms",
     "write_volume",

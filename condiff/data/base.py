@@ -41,6 +41,7 @@ class Data(ABC):
         notes: other remarks for whoever looks, a line each.
         vocab: number of tokens V of samples that are ids; None for values.
         paired: whether the conditions of a row belong to its sample, which is then what they should give.
+        moving: whether samples are clips (F, C, H, W), and not volumes.
     """
 
     name: str = "data"
@@ -51,6 +52,7 @@ class Data(ABC):
     notes: Sequence[str] = ()
     vocab: int | None = None
     paired: bool = True
+    moving: bool = False
     _fingerprint: str | None = None
 
     @abstractmethod
@@ -324,7 +326,7 @@ class Subset(Data):
         self.data, self.index = data, index
         self.name, self.shape, self.kinds = name or f"part of {data.name}", data.shape, data.kinds
         self.classes, self.refused, self.notes = data.classes, data.refused, data.notes
-        self.paired = data.paired
+        self.paired, self.moving = data.paired, data.moving
 
     @property
     def labels(self) -> Tensor | None:

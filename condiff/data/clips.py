@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condiff.data.base import Data, Refused
+from condiff.data.base import Data, Refused, Subset
 from condiff.data.picture import Framing, as_size, hw, is_grey, to_array, to_mode
 from condiff.data.video_files import Footage, footage, recordings
 from condiff.errors import BadFile, BadType, BadValue
+
+FIRST = "first"  # the condition that holds a clip's first frames
 
 
 class Window(NamedTuple):
@@ -30,8 +32,11 @@ class Clips(Data):
     Args:
         windows: which frames each sample is.
         framing: how frames become arrays; its size and channels must be known, its flip off.
+        given: first frames that are also a condition ``first``, (B, given, C, H, W), from which a clip is continued.
         cache: megabytes of decoded clips to keep in memory.
     """
+
+    moving = True
 
     def __init__(
         self,
@@ -41,6 +46,7 @@ class Clips(Data):
         name: str = "clips",
         refused: Sequence[Refused] = (),
         notes: Sequence[str] = (),
+        given: int = 0,
         cache: int = 512,
     ) -> None:
         if framing.size is None or framing.channels is None or framing.flip or framing.crop == "random":
@@ -48,6 +54,9 @@ class Clips(Data):
         self.windows, self.framing, self.name = list(windows), framing, name
         self.refused, self.notes = tuple(refused), tuple(notes)
         self.shape = (len(self.windows[0].indices), framing.channels, *framing.size)
+        if not 0 <= given < max(2, self.shape[0]):
+            raise BadValue(f"given frames are fewer than the clip's {self.shape[0]}, got {given}")
+        self.given, self.kinds = given, {FIRST: "frames"} if given else {}
         self._kept: dict[int, np.ndarray] = {}
         self._budget = cache * 2**20
 
@@ -60,7 +69,8 @@ class Clips(Data):
 
     def _rows(self, index: Tensor, epoch: int) -> dict[str, Any]:
         rows = [torch.from_numpy(self._scaled(i)) for i in index.tolist()]
-        return {"x": torch.stack(rows) if rows else torch.empty(0, *self.shape), "cond": {}}
+        x = torch.stack(rows) if rows else torch.empty(0, *self.shape)
+        return {"x": x, "cond": {FIRST: x[:, : self.given]} if self.given else {}}
 
     def _scaled(self, i: int) -> np.ndarray:
         array = self._kept[i] if i in self._kept else self._decode(i)
@@ -80,7 +90,7 @@ class Clips(Data):
         return array
 
     def _content(self, digest: Any) -> None:
-        digest.update(f"{self.framing}".encode())
+        digest.update(f"{self.framing} {self.given}".encode() if self.given else f"{self.framing}".encode())
         for i, window in enumerate(self.windows):
             pixels = hashlib.sha256(self._kept.get(i, self._decode(i)).tobytes()).hexdigest()
             digest.update(f"{window.footage.path.name} {window.indices} {pixels}".encode())
@@ -99,6 +109,7 @@ def clips(
     filter: str = "lanczos",
     background: str | None = None,
     skip_bad: bool = False,
+    given: int = 0,
     cache: int = 512,
 ) -> Clips:
     """The clips below a folder: every folder that holds pictures is one (ordered by the numbers in their names), and so
@@ -114,6 +125,7 @@ def clips(
             start, when None.
         channels, crop, filter, background: see :class:`condiff.data.Framing`; no random crops.
         skip_bad: leave out recordings that are too short or can't be read, listed in ``refused``.
+        given: the first frames that are also a condition ``first``, from which a clip is continued.
         cache: megabytes of decoded clips to keep in memory.
 
     Raises:
@@ -154,7 +166,65 @@ def clips(
     )
     pace = f"{fps:g} a second" if fps else "each one" if step == 1 else f"one in {step}"
     notes = [f"read as clips of {frames} frames, {pace}"]
-    return Clips(windows, framing, name=root.name or str(root), refused=[*refused, *bad], notes=notes, cache=cache)
+    notes += [f"the first {given} frames of a clip are given"] if given else []
+    named: dict[str, Any] = {"name": root.name or str(root), "refused": [*refused, *bad], "notes": notes}
+    return Clips(windows, framing, **named, given=given, cache=cache)
+
+
+def video(
+    path: str | Path,
+    size: int | tuple[int, int] | None = None,
+    *,
+    given: int = 1,
+    frames: int = 17,
+    hop: int | None = None,
+    stride: int | None = None,
+    fps: float | None = None,
+    channels: int | None = None,
+    crop: str | None = "center",
+    filter: str = "lanczos",
+    background: str | None = None,
+    skip_bad: bool = False,
+    cache: int = 512,
+) -> Clips:
+    """Clips to be continued from their first frames, cut from recordings one behind the other.
+
+    Args:
+        path, size: as for :func:`clips`.
+        given: frames that a clip is continued from.
+        frames: length of a clip.
+        hop: frames from the start of one clip to that of the next; their length by default, so that none is in two.
+        stride, fps, channels, crop, filter, background, skip_bad, cache: as for :func:`clips`.
+
+    Raises:
+        BadFile: as :func:`clips`.
+        BadValue: as many frames given as there are, or none; and as :func:`clips`.
+    """
+    if given < 1:
+        raise BadValue(f"clips are continued from at least one given frame, got {given}")
+    return clips(
+        path,
+        frames,
+        size,
+        given=given,
+        hop=frames if hop is None else hop,
+        stride=stride,
+        fps=fps,
+        channels=channels,
+        crop=crop,
+        filter=filter,
+        background=background,
+        skip_bad=skip_bad,
+        cache=cache,
+    )
+
+
+def of_clips(data: Data) -> tuple[Clips, Tensor] | None:
+    """The :class:`Clips` that a data set is (a part of), and its rows there; None for other data."""
+    rows = torch.arange(len(data))
+    while isinstance(data, Subset):
+        data, rows = data.data, data.index[rows]
+    return (data, rows) if isinstance(data, Clips) else None
 
 
 def _step(frames: int, stride: int | None, fps: float | None, hop: int | None) -> int:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from condiff.data.base import Data, hash_tensor
+from condiff.data.clips import FIRST
 from condiff.data.digits import SPLITS, digits
 from condiff.data.seeded import uniform
 from condiff.errors import BadType, BadValue, unknown
 
 GLYPH = 8  # pixels of a digit's side
 BOUNCES = ("mirror", "random")
-FIRST = "first"  # the condition that holds a clip's first frames
 
 
 class Bouncing(Data):

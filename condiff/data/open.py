@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from condiff.data.base import Data
+from condiff.data.clips import video
 from condiff.data.digits import digits
 from condiff.data.folders import images, pairs
 from condiff.data.frames import triplets
@@ -24,6 +25,7 @@ SOURCES: dict[str, Callable[..., Data]] = {
     "unpaired": unpaired,
     "triplets": triplets,
     "volumes": volumes,
+    "video": video,
     "series": series,
     "text": text,
     "arrays": arrays,

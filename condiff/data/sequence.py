@@ -16,21 +16,24 @@ from condiff.data.video_files import ANIMATED, VIDEOS, footage
 from condiff.errors import BadFile, BadValue
 
 
-def read_frames(path: str | Path | Sequence[str | Path], *, channels: int | None = None) -> Tensor:
+def read_frames(
+    path: str | Path | Sequence[str | Path], *, channels: int | None = None, size: tuple[int, int] | None = None
+) -> Tensor:
     """Frames in order, (F, C, H, W) in [-1, 1]: of a folder (ordered by the numbers in the names), of an animated
     picture or a video file, or of a list of pictures.
 
     Args:
         channels: 1 or 3; by default 1 if all frames are grey, else 3.
+        size: (height, width) to resize and crop them to; as they are when None.
 
     Raises:
         BadFile: nothing there, no picture, one that can't be read. BadValue: frames of different sizes.
         MissingExtra: a video file, and nothing that reads it.
     """
     images, names = _listed(path) if not isinstance(path, str | Path) else _recorded(Path(path))
-    framing = Framing(channels=channels or (1 if all(is_grey(image) for image in images) else 3))
+    framing = Framing(size=size, channels=channels or (1 if all(is_grey(image) for image in images) else 3))
     for name, image in zip(names, images, strict=True):
-        if hw(image) != hw(images[0]):
+        if size is None and hw(image) != hw(images[0]):
             sizes = f"{names[0]} has {hw(images[0])}, {name} {hw(image)}"
             raise BadValue(f"frames of different sizes (height, width): {sizes}")
     arrays = [to_array(to_mode(image, framing, name), framing) for image, name in zip(images, names, strict=True)]

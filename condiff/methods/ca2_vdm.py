@@ -32,28 +32,17 @@ equality, and on moving digits what a long context is worth.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from condiff.data import Bouncing, bouncing_ball
-from condiff.denoiser import Denoiser, Denoises
+from condiff.data.clips import FIRST
 from condiff.errors import BadValue
-from condiff.methods import experiment
 from condiff.methods.facts import Facts
 from condiff.methods.recipe import Recipe, Sampler, default_patch
-from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.networks import VideoTransformerConfig
 from condiff.process import Discrete, Gaussian
 from condiff.sampling import DDPM, Spaced
 from condiff.training import Denoising, DiscreteTimes, LearnedVariance, PrefixDenoising, PrefixLengths
-from condiff.video import Rollout
-
-FIRST = "first"  # the condition that holds a clip's first frames
 
 
 def recipe(facts: Facts, chunk: int | None = None) -> Recipe:
@@ -112,21 +101,3 @@ def network(shape: tuple[int, ...], conditions: dict[str, Any]) -> VideoTransfor
         learned_variance=True,
         conditions=conditions,
     )
-
-
-def rollout(denoiser: Denoises, recipe: Recipe, context: str = "cached", **changes: Any) -> Rollout:
-    """The rollout that a recipe is sampled by."""
-    objective: Any = recipe.objective
-    lengths, sampler = objective.lengths, recipe.sampler
-    how: dict[str, Any] = {
-        "chunk": lengths.chunk,
-        "max_context": lengths.choices[-1],
-        "solver": sampler.solver,
-        "grid": sampler.grid,
-        "steps": sampler.steps,
-        "hooks": sampler.hooks,
-        "prior": sampler.prior,
-        "perturb": objective.perturb,
-        "clean": objective.clean,
-    }
-    return Rollout(denoiser, context=context, **{**how, **changes})

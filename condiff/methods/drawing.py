@@ -136,6 +136,7 @@ def plan_samples(
     given: Mapping[str, Tensor] | None = None,
     superpose: str | None = None,
     known: tuple[Tensor, Tensor] | None = None,
+    frames: int | None = None,
 ) -> Plan:
     """What it takes to draw ``num`` samples; sample i depends on ``seed + i`` only.
 
@@ -146,6 +147,7 @@ def plan_samples(
         batch: rows a network call.
         given: conditions of the ``num`` samples, in place of those of ``data``.
         superpose: a mode of :class:`Superpose`: the wanted classes all at once, in place of one after the other.
+        frames: length of clips, given frames included.
         known: tokens of the ``num`` samples, and where they are given, both (num, L): these stay.
     """
     if num < 1 or batch < 1:
@@ -178,6 +180,7 @@ def plan_samples(
         cond=cond,
         truth=truth,
         known=known,
+        frames=frames,
         labels=labels,
         names=names,
         columns=kinds if kinds > 1 else None,  # a column a class

@@ -35,6 +35,7 @@ class Plan:
         known: given values of the ``num`` samples, and where they are given, which stay; None for none.
         labels, names: classes of the samples, and what to call them.
         columns: of a picture of all samples.
+        frames: of a clip, where clips of any length can be made; those of the data when None.
     """
 
     denoiser: Any
@@ -53,6 +54,7 @@ class Plan:
     labels: Tensor | None = None
     names: list[str] | None = None
     columns: int | None = None
+    frames: int | None = None
 
     def blocks(self) -> list[range]:
         """The rows of each network call."""

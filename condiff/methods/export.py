@@ -35,6 +35,7 @@ def draw(
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    frames: int | None = None,
     changes: Sequence[str] = (),
     seed: int = 0,
     batch: int = 256,
@@ -71,6 +72,8 @@ def draw(
         sampler = teleported(sampler, model, run.heldout, teleport, skip_sigma, labels)
     elif skip_sigma is not None:
         raise BadValue("--skip-sigma says where --teleport starts: give --teleport STATISTICS too")
+    if frames is not None:
+        kind.check_frames(frames, run)
     told = kind.read_conditions(conditions, run)
     if num is None:
         num = told.rows or kind.default_num(labels, run.data)
@@ -87,6 +90,7 @@ def draw(
         given=told.take(max(num, 1)),
         superpose=superpose,
         known=None if known is None else known.rows(max(num, 1)),
+        frames=frames,
     )
     blocks = None
     if shards.needed(plan, out):

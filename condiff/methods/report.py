@@ -24,6 +24,7 @@ MEANING = {
     "nearer": "chance that a sample lies nearer to training data than a held-out one does; 0.5 is ideal, 1 is copying",
     "memorised_fraction": "share of samples closer to training data than 99 % of held-out ones are; 0.01 is ideal",
     "psnr": "peak signal-to-noise ratio to the true partner, in dB (higher)",
+    "motion": "mean change from frame to frame, of samples and of real clips (as near as can be)",
     "ssim": "structural similarity to the true partner (higher)",
     "bits_per_character": "bound on the likelihood of held-out text (lower)",
     "bits_per_token": "the same for each token (lower)",

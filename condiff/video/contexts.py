@@ -31,12 +31,14 @@ class Context(Guided):
         max_context: frames that are known at most.
         clean: the time that the model is told of them.
         count: frames that were ever pushed.
+        nfe: network calls so far, those that write included.
     """
 
     denoiser: Any
     max_context: int
     clean: float
     count: int
+    nfe: int
 
     @property
     def shape(self) -> None:
@@ -45,6 +47,10 @@ class Context(Guided):
 
     def check(self, chunk: int) -> None:
         """Refuse a model or a length of chunks that this context isn't made for."""
+
+    def __call__(self, x_t: Any, t: Any, cond: Any = None) -> Any:
+        self.nfe += 1
+        return super().__call__(x_t, t, cond)
 
     @abstractmethod
     def begin(self, branches: int) -> None:
@@ -78,6 +84,7 @@ class Cached(Context):
     max_context: int
     clean: float = 0.0
     count: int = field(default=0, init=False)
+    nfe: int = field(default=0, init=False)
     cache: FrameCache | None = field(default=None, init=False)
 
     def check(self, chunk: int) -> None:
@@ -88,13 +95,14 @@ class Cached(Context):
         self.denoiser.network.new_cache(self.max_context).open(1, chunk)  # type: ignore[operator]
 
     def begin(self, branches: int) -> None:
-        self.cache, self.count = self.denoiser.network.new_cache(self.max_context, branches), 0
+        self.cache = self.denoiser.network.new_cache(self.max_context, branches)
+        self.count = self.nfe = 0
 
     def push(self, frames: Tensor, conds: Sequence[Conditions]) -> None:
         joined = conds[0] if len(conds) == 1 else cat(list(conds))
         copies = for_rows(frames, frames.shape[0] * len(conds))
         self.denoiser.write(copies, self.clean, joined, self.cache)
-        self.count += frames.shape[1]
+        self.count, self.nfe = self.count + frames.shape[1], self.nfe + 1
 
     def predict(self, x_t: Any, level: Any, cond: Conditions) -> Any:
         return self.denoiser(x_t, level, cond, cache=self.cache)
@@ -116,10 +124,11 @@ class Recomputed(Context):
     max_context: int
     clean: float = 0.0
     count: int = field(default=0, init=False)
+    nfe: int = field(default=0, init=False)
     _behind: Prefixed | None = field(default=None, init=False)
 
     def begin(self, branches: int) -> None:
-        self._behind, self.count = None, 0
+        self._behind, self.count, self.nfe = None, 0, 0
 
     def push(self, frames: Tensor, conds: Sequence[Conditions]) -> None:
         self.count += frames.shape[1]
@@ -151,6 +160,7 @@ class AsCondition(Context):
     clean: float = 0.0
     name: str = "frames"
     count: int = field(default=0, init=False)
+    nfe: int = field(default=0, init=False)
     _window: Tensor | None = field(default=None, init=False)
 
     def check(self, chunk: int) -> None:
@@ -159,7 +169,7 @@ class AsCondition(Context):
             raise Incompatible(f"the model has no condition {self.name!r} of kind 'frames', but {dict(kinds)}")
 
     def begin(self, branches: int) -> None:
-        self._window, self.count = None, 0
+        self._window, self.count, self.nfe = None, 0, 0
 
     def push(self, frames: Tensor, conds: Sequence[Conditions]) -> None:
         self.count += frames.shape[1]

@@ -169,6 +169,11 @@ class Rollout:
             made.append(self.advance())
         return torch.cat(made, dim=1)[:, : first_frames.shape[1] + n_frames]
 
+    @property
+    def nfe(self) -> int:
+        """Network calls since :meth:`start`, those that write a cache included."""
+        return self.context.nfe
+
     # Parts
 
     def _push(self, frames: Tensor, cond: Conditions) -> None:

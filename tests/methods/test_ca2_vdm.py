@@ -9,6 +9,7 @@ from condiff.data import bouncing_ball
 from condiff.errors import BadValue
 from condiff.guidance import Free
 from condiff.methods import Facts, ca2_vdm
+from condiff.methods.rolling import rollout
 from condiff.networks import VideoTransformer
 from condiff.networks.video_transformer import position_ids
 from condiff.process import Discrete, Gaussian
@@ -179,7 +180,7 @@ def test_the_recipe_is_the_papers_on_clips():
     losses = recipe.objective(denoiser, data.batch([0, 1]), rng=0)
     losses.loss.backward()
     assert set(losses.parts) == {"noise", "variance"}
-    roll = ca2_vdm.rollout(denoiser, recipe, steps=2)
+    roll = rollout(denoiser, recipe, steps=2)
     video = roll.generate(data.batch([0, 1])["cond"]["first"], 5, seed=0)
     assert video.shape == (2, 6, 1, 16, 16) and roll.max_context == 9
 

@@ -27,16 +27,18 @@ from typing import Any
 
 from condiff.data import Data
 from condiff.errors import BadFile
+from condiff.methods.kinds.clips import Clips
 from condiff.methods.kinds.kind import Kind, OfRun
 from condiff.methods.kinds.pictures import Fields, Pictures
 from condiff.methods.kinds.tokens import Text, Tokens
 from condiff.methods.kinds.vectors import Series, Vectors
 from condiff.methods.kinds.volumes import Scans, Volumes
 
-KINDS: tuple[Kind, ...] = (Text(), Tokens(), Scans(), Volumes(), Pictures(), Fields(), Series(), Vectors())
+KINDS: tuple[Kind, ...] = (Text(), Tokens(), Scans(), Clips(), Volumes(), Pictures(), Fields(), Series(), Vectors())
 
 __all__ = [
     "KINDS",
+    "Clips",
     "Fields",
     "Kind",
     "OfRun",

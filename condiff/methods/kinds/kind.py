@@ -216,6 +216,13 @@ class Kind(ABC):
         if num < 1:
             raise BadValue(f"--num must be at least 1, got {num}")
 
+    def check_frames(self, frames: int, run: OfRun) -> None:
+        """
+        Raises:
+            BadValue: samples that have no frames, or fewer frames than are possible.
+        """
+        raise BadValue("--frames is the length of a clip, and this run doesn't make clips")
+
     def default_num(self, labels: Sequence[str], data: Data) -> int:
         """How many samples to draw when neither a number nor rows of conditions say it."""
         return 8 * (len(labels) or len(data.classes) or 8)

@@ -1,0 +1,36 @@
+"""Rolling: how a recipe that learnt to continue clips is sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from condiff.denoiser import Denoises
+from condiff.methods.recipe import Recipe, Sampler
+from condiff.training import PrefixDenoising
+from condiff.video import Rollout
+
+
+def rollout(
+    denoiser: Denoises, recipe: Recipe, sampler: Sampler | None = None, *, context: str = "cached", **changes: Any
+) -> Rollout:
+    """The rollout of a recipe's objective: its chunks behind at most the longest prefix that was learnt.
+
+    Args:
+        denoiser: a trained one, or guided.
+        sampler: instead of the recipe's.
+        changes: other arguments of :class:`condiff.video.Rollout`.
+    """
+    objective, sampler = recipe.objective, sampler or recipe.sampler
+    assert isinstance(objective, PrefixDenoising)
+    how: dict[str, Any] = {
+        "chunk": objective.lengths.chunk,
+        "max_context": objective.lengths.choices[-1],
+        "solver": sampler.solver,
+        "grid": sampler.grid,
+        "steps": sampler.steps,
+        "hooks": sampler.hooks,
+        "prior": sampler.prior,
+        "perturb": objective.perturb,
+        "clean": objective.clean,
+    }
+    return Rollout(denoiser, context=context, **{**how, **changes})
