@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from condiff import __version__
 from condiff.cli.classify import Classify
+from condiff.cli.distill import Distill
 from condiff.cli.evaluate import Evaluate
 from condiff.cli.hub import Pull, Push
 from condiff.cli.i2v import I2VStats
@@ -65,6 +66,7 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
     command = tyro.conf.subcommand
     return tyro.cli(
         Annotated[Train, command("train")]
+        | Annotated[Distill, command("distill")]
         | Annotated[Sample, command("sample")]
         | Annotated[Serve, command("serve")]
         | Annotated[Restore, command("restore")]

@@ -32,6 +32,7 @@ class Train:
       condiff train text --data corpus.txt --tokenizer bpe --length 128
       condiff train video --data clips/ --given 1 --size 64 --method ca2-vdm
       condiff train volumes --data scans/ --target t2 --condition t1 pd --method cwdm
+      condiff train digits --joint label
       condiff train digits --set network.width=128 --set training.ema=[0.99,0.999]
       condiff train --resume runs/digits
     """
@@ -65,6 +66,9 @@ class Train:
 
     frames: OptionalInt = None
     """Of video: the length of a clip; 17 by default."""
+
+    joint: Many = ()
+    """Conditions that are generated beside the samples, jointly: label, for instance."""
 
     option: Several = ()
     """KEY=VALUE for any option of the data, such as flip=true, range=[0,1] or cond=["age"]."""
@@ -142,6 +146,7 @@ class Train:
         words = {"length": self.length, "tokenizer": self.tokenizer, "target": self.target}
         words |= {"given": self.given, "frames": self.frames}
         words |= {"condition": list(flat(self.condition))} if self.condition else {}
+        words |= {"joint": list(flat(self.joint))} if self.joint else {}
         options |= {k: v for k, v in words.items() if v is not None}
         options |= parse(self.option)
         if self.labels is not None:

@@ -12,13 +12,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
-from condiff.data import Data, Pictures, Subset, TensorData, Unpaired, digits, open_data
+from condiff.data import Data, Pictures, Subset, TensorData, Together, Unpaired, digits, open_data
 from condiff.data.open import options as source_options
 from condiff.distill import Chain, Stage, stage_folder
 from condiff.errors import BadFile, BadValue, NonFinite
@@ -33,6 +34,7 @@ from condiff.model_files import load_model
 from condiff.peers import is_first, own_device
 from condiff.training import Status, TrainConfig, Trainer
 
+JOINT = "joint"  # the option of any data that names the conditions that are generated beside the samples
 HELD_OUT = 0.1  # share of a user's data that is kept for evaluation
 
 
@@ -46,15 +48,24 @@ class DataRequest:
 
     def open(self) -> tuple[Data, Data]:
         """``(training, held-out)`` data."""
+        if JOINT in self.options:
+            train, held = replace(self, options=_without(self.options, JOINT)).open()
+            return Together(train, self.options[JOINT]), Together(held, self.options[JOINT])
         if self.source == "digits":
             if self.paths or self.options:
                 raise BadValue("digits are bundled: they take no --data and no data options")
             return digits("train"), digits("test")
         try:
-            data = open_data(self.source, **self._arguments())
+            data = self.whole()
             return kind_of(data).split(data, HELD_OUT)
         except NonFinite as error:  # of the data, not of the work
             raise BadValue(f"{error}: leave such rows out, or fill the gaps") from error
+
+    def whole(self) -> Data:
+        """All of the data of a source, in one piece."""
+        if JOINT in self.options:
+            return Together(replace(self, options=_without(self.options, JOINT)).whole(), self.options[JOINT])
+        return open_data(self.source, **self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
         source_options(self.source)  # refuses an unknown source
@@ -96,18 +107,22 @@ class Request:
         shared = {k: v for k, v in changes.items() if k.startswith("training.")}
         recipe = settings.apply(recipe, shared)
         asked = {k.split(".")[1]: getattr(recipe.training, k.split(".")[1]) for k in shared}
-        stages = tuple(replace(s, training=_fitted(replace(s.training, **asked), asked)) for s in recipe.stages)
-        recipe = replace(recipe, training=_fitted(recipe.training, asked), stages=stages)
+        stages = tuple(replace(s, training=fitted(replace(s.training, **asked), asked)) for s in recipe.stages)
+        recipe = replace(recipe, training=fitted(recipe.training, asked), stages=stages)
         recipe = settings.apply(recipe, {k: v for k, v in changes.items() if k not in shared})
         kind.check_process(data, recipe.process, method)
         return recipe
 
 
-def _fitted(training: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
+def fitted(training: TrainConfig, asked: Mapping[str, Any] = MappingProxyType({})) -> TrainConfig:
     """With a warm-up that a short run gets to the end of, unless one was asked for."""
     if "warmup" in asked or training.warmup <= training.steps // 10:
         return training
     return replace(training, warmup=training.steps // 10)
+
+
+def _without(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k != name}
 
 
 class RunFolder:
@@ -178,7 +193,7 @@ class RunFolder:
         if self.request.source == "digits":
             raise BadValue("a run on the bundled digits is evaluated on their held-out part: leave --against out")
         request = replace(self.request, paths=tuple(str(p) for p in paths))
-        data, mine = open_data(request.source, **request._arguments()), self.data
+        data, mine = request.whole(), self.data
         if data.shape != mine.shape:
             raise BadValue(f"{data.name} holds samples of shape {data.shape}, the run was trained on {mine.shape}")
         _read_alike(data, mine)
@@ -259,11 +274,18 @@ def prepare(request: Request, dry: bool = False) -> RunFolder:
     Raises:
         BadFile: the folder exists: nothing is ever overwritten.
     """
-    folder = request.folder
-    if not dry and is_first() and (folder.is_file() or (folder.exists() and any(folder.iterdir()))):
-        raise BadFile(f"{request.folder} exists already: choose another --out, or continue it with --resume")
+    check_folder(request.folder, dry)
     data = request.data.open()
     return RunFolder(request.folder, request.recipe(data[0]), request.data.absolute(), data)
+
+
+def check_folder(folder: Path, dry: bool = False) -> None:
+    """
+    Raises:
+        BadFile: the folder of a new run exists.
+    """
+    if not dry and is_first() and (folder.is_file() or (folder.exists() and any(folder.iterdir()))):
+        raise BadFile(f"{folder} exists already: choose another --out, or continue it with --resume")
 
 
 def read_run(folder: Path) -> tuple[Path, dict[str, Any]]:
