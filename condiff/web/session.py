@@ -40,10 +40,10 @@ class Session:
             while (text := await self._receive()) is not None:
                 self._take(text)
         finally:
+            for job in list(self._jobs.values()):  # first: this task may be cancelled, and whatever awaits with it
+                self._worker.cancel(job)
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
-            for job in list(self._jobs.values()):
-                self._worker.cancel(job)
 
     async def _receive(self) -> str | None:
         """The next message; None when there will be no more. Bytes are read as text that can't be."""

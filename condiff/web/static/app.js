@@ -162,7 +162,7 @@ function arrange() {
 
 function empty() {
   const picture = make("img", { src: "/icon.svg", alt: "", width: 56, height: 56 });
-  const words = make("p", {}, "Choose settings on the left and press Sample. Every step is shown as it is taken, and can be gone back to afterwards.");
+  const words = make("p", {}, "Choose settings and press Sample. Every step is shown as it is taken, and can be gone back to afterwards.");
   $("stage").replaceChildren(make("div", { class: "empty" }, picture, make("h2", {}, "No samples yet"), words));
 }
 

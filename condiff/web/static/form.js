@@ -81,14 +81,15 @@ export class SettingForm {
 
   number(key, { label, whole, min, max, step, hint }) {
     const own = this.about.own[key];
-    const most = Math.max(key === "steps" ? Math.min(max, this.about.limits.steps) : max, own);
-    const box = make("input", { type: "number", min: String(min), step: whole ? "1" : "any", value: String(own), inputmode: whole ? "numeric" : "decimal" });
-    const range = make("input", { type: "range", min: String(min), max: String(most), step: String(step), value: String(own), "aria-label": `${label}, slider`, tabindex: "-1" });
+    const most = Math.max(key === "steps" ? Math.min(max, this.about.limits.steps) : max, own ?? 0);
+    const box = make("input", { type: "number", min: String(min), step: whole ? "1" : "any", value: own === null ? "" : String(own), placeholder: "its own", inputmode: whole ? "numeric" : "decimal" });
+    const range = make("input", { type: "range", min: String(min), max: String(most), step: String(step), value: String(own ?? min), "aria-label": `${label}, slider`, tabindex: "-1" });
+    range.disabled = own === null;
     range.addEventListener("input", () => (box.value = range.value));
     box.addEventListener("input", () => (range.value = box.value));
     this.readers[key] = () => numberIn(box);
     this.writers[key] = (value) => {
-      box.value = value ?? own;
+      box.value = value ?? own ?? "";
       range.value = box.value;
     };
     const out = this.field(key, label, box, hint);
@@ -123,7 +124,7 @@ export class SettingForm {
       return chosen.length ? chosen : null;
     };
     this.writers.labels = (value) => boxes.forEach((box) => (box.checked = (value ?? []).includes(box.value)));
-    return group("labels", "Class", "All in turn where none is chosen", make("div", { class: "chips" }, ...chips));
+    return group("labels", "Class", "All in turn where none is chosen", make("div", { class: this.about.classes.every((name) => name.length < 4) ? "chips short" : "chips" }, ...chips));
   }
 
   classSearch() {
@@ -178,16 +179,16 @@ export class SettingForm {
     const box = make("input", { type: "text", inputmode: "decimal", placeholder: "from held-out data" });
     const reader = () => readNumbers(box.value, many);
     this.addCondition(name, reader, (value) => (box.value = value === null ? "" : [value].flat().join(", ")));
-    const range = `${Number(low.toPrecision(3))} to ${Number(high.toPrecision(3))} in the data`;
-    return this.field("conditions", name, box, many ? `${shape[0]} numbers with commas between; ${range}` : range);
+    const range = low === null ? "" : `${Number(low.toPrecision(3))} to ${Number(high.toPrecision(3))} in the data`;
+    return this.field("conditions", name, box, many ? `${shape[0]} numbers with commas between. ${range}` : range);
   }
 
-  picture({ name, shape }) {
+  picture({ name, shape, needed }) {
     const input = make("input", { type: "file", accept: "image/*", class: "offscreen", id: `f${serial++}` });
     const image = make("img", { alt: "", hidden: true });
     const note = make("span", {}, "Choose or drop a picture");
     const zone = make("label", { class: "drop", for: input.id }, image, note);
-    const clear = make("button", { type: "button", class: "quiet" }, "Use held-out data");
+    const clear = make("button", { type: "button", class: "quiet" }, needed ? "Take it away" : "Use held-out data");
     const problem = make("p", { class: "error", role: "alert", hidden: true });
     let sent = null;
     const show = (value, words, url) => {
@@ -222,7 +223,7 @@ export class SettingForm {
     });
     clear.hidden = true;
     this.addCondition(name, () => sent, (value) => show(value, value ? "The picture of the loaded settings" : "Choose or drop a picture", null));
-    const hint = `Fitted to ${shape[2]} × ${shape[1]} pixels; without one, pictures of held-out data are taken in turn`;
+    const hint = `Fitted to ${shape[2]} × ${shape[1]} pixels${needed ? "" : "; without one, pictures of held-out data are taken in turn"}`;
     return group("conditions", name, hint, make("div", {}, input, zone, clear, problem));
   }
 
