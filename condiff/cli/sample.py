@@ -30,6 +30,7 @@ class Sample:
       condiff sample runs/corpus --num 4 --prefix "Once upon" --suffix "the end." --top-p 0.9
       condiff sample runs/scans --condition new/t1.nii.gz new/pd.nii.gz --out new/t2.nii.gz
       condiff sample runs/street --condition first.png --frames 80 --out street.gif
+      condiff sample runs/digits-and-labels --known image=pic.png --out seen.npz
       condiff sample runs/waves --condition height=2.5 --num 100 --out waves.npz
       torchrun --nproc-per-node 4 -m -- condiff.cli.main sample runs/digits --num 10000 --out many.npz
     """
@@ -45,6 +46,9 @@ class Sample:
 
     condition: Many = ()
     """NAME=VALUE, or files: pictures, scans of one case, a folder, .npy, .npz; by default those of held-out data."""
+
+    known: Many = ()
+    """NAME=VALUE of what is generated together (train --joint): label=3, image=pic.png; the rest is drawn given it."""
 
     solver: OptionalText = None
     """Update rule, such as ddim, dpmpp-2m, unipc, euler, heun; the run's own by default."""
@@ -123,6 +127,7 @@ class Sample:
             num=self.num,
             labels=self.label,
             conditions=flat(self.condition),
+            modalities=flat(self.known),
             solver=self.solver,
             steps=self.steps,
             guidance=self.guidance,

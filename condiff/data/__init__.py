@@ -26,6 +26,7 @@ from condiff.data.statistics import Statistics, statistics
 from condiff.data.tables import arrays, hub, parquet
 from condiff.data.text import TokenData, text
 from condiff.data.tiles import Tiles
+from condiff.data.together import RecalledTogether, Together, of_together
 from condiff.data.tokenizer import Characters, Subwords, Tokenizer, make_tokenizer, read_tokenizer
 from condiff.data.unpaired import Unpaired, unpaired
 from condiff.data.variables import AsVariables
@@ -49,6 +50,7 @@ __all__ = [
     "Place",
     "Prompts",
     "Recalled",
+    "RecalledTogether",
     "RecalledVolumes",
     "Refused",
     "Scan",
@@ -58,6 +60,7 @@ __all__ = [
     "Subwords",
     "TensorData",
     "Tiles",
+    "Together",
     "TokenData",
     "Tokenizer",
     "Triplets",
@@ -86,6 +89,7 @@ __all__ = [
     "modality_of",
     "moving_digits",
     "of_clips",
+    "of_together",
     "of_volumes",
     "open_data",
     "options",

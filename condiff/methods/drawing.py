@@ -13,10 +13,11 @@ from torch import Tensor
 
 from condiff.data import Data, DataMoments
 from condiff.denoiser import Denoises, device_of
-from condiff.errors import BadValue, Incompatible, unknown
+from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Superpose
 from condiff.methods.drawn import Drawing, Part, Plan, gather
 from condiff.methods.kinds import kind_of
+from condiff.methods.names import class_number
 from condiff.methods.names import solver as solver_of
 from condiff.methods.recipe import Recipe, Sampler
 from condiff.process import PrincipalLaw, Teleport
@@ -34,17 +35,8 @@ def choose_labels(data: Data, wanted: Sequence[str], num: int) -> Tensor | None:
         if wanted:
             raise BadValue("the run has no classes: leave --label out")
         return None
-    pool = torch.tensor([_class(data, name) for name in wanted] or list(range(len(data.classes))))
+    pool = torch.tensor([class_number(name, data.classes) for name in wanted] or list(range(len(data.classes))))
     return pool[torch.arange(num) % len(pool)]
-
-
-def _class(data: Data, name: str) -> int:
-    classes = list(data.classes)
-    if name in classes:
-        return classes.index(name)
-    if name.isdigit() and int(name) < len(classes):
-        return int(name)
-    raise unknown("class", name, classes)
 
 
 def choose_conditions(

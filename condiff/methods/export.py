@@ -21,6 +21,7 @@ def draw(
     num: int | None = None,
     labels: Sequence[str] = (),
     conditions: Sequence[str] = (),
+    modalities: Sequence[str] = (),
     solver: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -75,6 +76,7 @@ def draw(
     if frames is not None:
         kind.check_frames(frames, run)
     told = kind.read_conditions(conditions, run)
+    told = told.beside(kind.read_known(modalities, run))
     if num is None:
         num = told.rows or kind.default_num(labels, run.data)
     kind.check_count(out, num)

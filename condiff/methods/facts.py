@@ -30,6 +30,7 @@ class Facts:
         count: number of samples.
         examples: some of the samples, at most 4096 and evenly spread, for what is measured on data; None when unknown.
         vocab: number of tokens of samples that are ids; None for values.
+        classes: of samples that hold classes: name -> how many there are.
         kind: of the data, which knows its default network and training; by default what the shape says.
     """
 
@@ -39,6 +40,7 @@ class Facts:
     count: int = 0
     examples: Any = field(default=None, repr=False, compare=False)
     vocab: int | None = None
+    classes: Mapping[str, int] = field(default_factory=dict)
     kind: Kind | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -51,7 +53,8 @@ class Facts:
         embeddings = {
             name: embedding_for(data.kinds.get(name, "label"), value, classes) for name, value in some["cond"].items()
         }
-        return cls(data.shape, embeddings, kind.std(some["x"]), len(data), some["x"], data.vocab, kind)
+        x, count, classes_of = some["x"], len(data), kind.classes(data)
+        return cls(data.shape, embeddings, kind.std(x), count, x, data.vocab, classes_of, kind)
 
     def encoded(self, codec: Codec) -> Facts:
         """The facts of the same data seen through a codec: latents, and maps that it takes as latents too.

@@ -34,6 +34,16 @@ class Given:
         """How many rows were given; None when only single values were."""
         return max((len(v) for v in self.cond.values() if len(v) > 1), default=len(self.names) or None)
 
+    def beside(self, other: Given) -> Given:
+        """What both give.
+
+        Raises:
+            BadValue: as many rows as the other is wanted, or one.
+        """
+        if None not in (self.rows, other.rows) and self.rows != other.rows:
+            raise BadValue(f"as many rows of everything that is given, or one, are wanted: {self.rows}, {other.rows}")
+        return Given({**self.cond, **other.cond}, self.names or other.names, self.places or other.places)
+
     def take(self, num: int) -> dict[str, Tensor]:
         """The conditions of ``num`` samples, in turn."""
         return {name: value[torch.arange(num) % len(value)] for name, value in self.cond.items()}

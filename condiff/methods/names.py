@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from condiff.errors import unknown
 from condiff.sampling import (
@@ -47,3 +47,16 @@ def solver(name: str) -> Solver:
     if name not in SOLVERS:
         raise unknown("solver", name, SOLVERS)
     return SOLVERS[name]()
+
+
+def class_number(name: str, classes: Sequence[str]) -> int:
+    """The number of a class that is given by its name, or by its number.
+
+    Raises:
+        BadValue: neither, with the nearest names.
+    """
+    if name in classes:
+        return list(classes).index(name)
+    if name.isdigit() and int(name) < len(classes):
+        return int(name)
+    raise unknown("class", name, classes)

@@ -31,8 +31,9 @@ from condiff.denoiser import Denoiser, Denoises, Plain, Precondition
 from condiff.distill import Stage
 from condiff.errors import BadValue, Incompatible, unknown
 from condiff.guidance import Distilled, Free
+from condiff.multimodal import MultiModal, Parts
 from condiff.networks import DiTConfig, MLPConfig, TokenTransformerConfig
-from condiff.process import Joint, Prior, Process
+from condiff.process import Driven, Joint, Prior, Process
 from condiff.process.categorical import TokenProcess
 from condiff.sampling import Grid, Hook, Solver, Uniform
 from condiff.sampling.joint import join
@@ -183,8 +184,20 @@ def _of_tokens(recipe: Recipe, network: Any) -> TokenDenoiser:
     return TokenDenoiser(network, recipe.process, recipe.network.shape, time_free=not told)
 
 
+def _of_modalities(recipe: Recipe, network: Any) -> Any:
+    """A latent of several modalities, or of one tensor as any other."""
+    if not isinstance(network, Parts):
+        return _of_values(recipe, network)
+    assert isinstance(recipe.process, Driven) and isinstance(recipe.target, str)
+    return MultiModal(network.network, recipe.process, network.modalities, recipe.target)
+
+
 # Which denoiser makes samples of a process: the first law that it is.
-DENOISERS: dict[type, Callable[[Recipe, Any], Any]] = {TokenProcess: _of_tokens, Process: _of_values}
+DENOISERS: dict[type, Callable[[Recipe, Any], Any]] = {
+    TokenProcess: _of_tokens,
+    Driven: _of_modalities,
+    Process: _of_values,
+}
 
 
 def embedding_for(kind: str, value: Any, classes: int | None) -> Spec:

@@ -25,7 +25,7 @@ from condiff.sampling.likelihood import Likelihood, log_likelihood
 from condiff.sampling.loop import Hook, Run, Step, sample, trajectory
 from condiff.sampling.measure_statistics import measure_statistics
 from condiff.sampling.model_statistics import ModelStatistics, guidance_of
-from condiff.sampling.multimodal import Aggregated, sample_modalities
+from condiff.sampling.multimodal import Aggregated, multimodal_in, sample_modalities
 from condiff.sampling.per_variable import ForVariables
 from condiff.sampling.refine import Descent, Langevin, denoising_energy, refine, typical_time
 from condiff.sampling.sde_likelihood import sde_log_likelihood
@@ -124,6 +124,7 @@ __all__ = [
     "likeness",
     "log_likelihood",
     "measure_statistics",
+    "multimodal_in",
     "propagate",
     "refine",
     "repaint_grid",

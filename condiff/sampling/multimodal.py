@@ -98,7 +98,7 @@ def sample_modalities(
         BadValue: all modalities known, unknown names, samples that don't fit, unknown options.
         Incompatible: a network that can't be told.
     """
-    model, options = _model(denoiser), {"how": (how, (None, *HOWS)), "decode": (decode, DECODES)}
+    model, options = multimodal_in(denoiser), {"how": (how, (None, *HOWS)), "decode": (decode, DECODES)}
     for what, (given, names) in options.items():
         if given not in names:
             raise unknown(what, given, [n for n in names if n])
@@ -140,8 +140,12 @@ def decoded(model: Any, z: Tensor, t: float, cond: Any, known: Mapping[str, Tens
     return {**out, **known}
 
 
-def _model(denoiser: Any) -> Any:
-    """The multimodal denoiser inside guidance."""
+def multimodal_in(denoiser: Any) -> Any:
+    """The multimodal denoiser inside guidance.
+
+    Raises:
+        BadType: there is none.
+    """
     inside = denoiser
     while isinstance(inside, Guided):
         inside = inside.members[0]

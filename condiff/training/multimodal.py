@@ -53,6 +53,11 @@ class MultiModalDenoising:
         if self.latent.antithetic or self.latent.coupling is not None or self.latent.variance is not None:
             raise Incompatible("the latent's Denoising has no antithetic noise, coupling or variance here")
 
+    @property
+    def transform(self) -> Any:
+        """What happens to conditions that aren't modalities."""
+        return self.latent.transform
+
     def __call__(
         self, denoiser: Any, batch: Batch | Mapping[str, Any], rng: int | Source | None = None, training: bool = True
     ) -> Losses:

@@ -30,11 +30,23 @@ from condiff.errors import BadFile
 from condiff.methods.kinds.clips import Clips
 from condiff.methods.kinds.kind import Kind, OfRun
 from condiff.methods.kinds.pictures import Fields, Pictures
+from condiff.methods.kinds.together import Together
 from condiff.methods.kinds.tokens import Text, Tokens
 from condiff.methods.kinds.vectors import Series, Vectors
 from condiff.methods.kinds.volumes import Scans, Volumes
 
-KINDS: tuple[Kind, ...] = (Text(), Tokens(), Scans(), Clips(), Volumes(), Pictures(), Fields(), Series(), Vectors())
+KINDS: tuple[Kind, ...] = (
+    Together(),
+    Text(),
+    Tokens(),
+    Scans(),
+    Clips(),
+    Volumes(),
+    Pictures(),
+    Fields(),
+    Series(),
+    Vectors(),
+)
 
 __all__ = [
     "KINDS",
@@ -46,6 +58,7 @@ __all__ = [
     "Scans",
     "Series",
     "Text",
+    "Together",
     "Tokens",
     "Vectors",
     "Volumes",

@@ -83,6 +83,10 @@ class Kind(ABC):
         """Standard deviation of the values of some samples."""
         return float(x.double().std())
 
+    def classes(self, data: Data) -> Mapping[str, int]:
+        """Of samples that hold classes: name -> how many there are."""
+        return {}
+
     def network(self, facts: Any) -> Any:
         """The default network for :class:`condiff.methods.Facts` of such data."""
         return default_network(facts.shape, facts.embeddings)
@@ -230,6 +234,16 @@ class Kind(ABC):
     def read_conditions(self, words: Sequence[str], run: OfRun) -> Given:
         """What ``--condition`` gives; see :func:`condiff.methods.given.read`."""
         return given.read(words, run.data, run.request.options)
+
+    def read_known(self, words: Sequence[str], run: OfRun) -> Given:
+        """What ``--known`` gives, of samples that hold several things.
+
+        Raises:
+            BadValue: samples of one thing.
+        """
+        if words:
+            raise BadValue("samples of this run are one thing, of which --known can't give a part: see --condition")
+        return Given({})
 
     def write(self, made: Drawing, out: Path, run: OfRun, told: Given) -> None:
         """Write samples: here arrays, with what they were made from."""

@@ -23,10 +23,11 @@ from condiff.methods.given import Given
 from condiff.methods.judge import judge_of
 from condiff.methods.kinds.kind import FEWEST, MOST_TRAINED, Kind, OfRun
 from condiff.methods.kinds.pictures import GRID, Pictures
+from condiff.methods.names import class_number
 from condiff.methods.recipe import default_network, default_training
 from condiff.metrics import evaluate
 from condiff.process import Driven
-from condiff.sampling import sample_modalities
+from condiff.sampling import multimodal_in, sample_modalities
 
 LABEL = "label"
 
@@ -77,7 +78,7 @@ class Together(Kind):
     def draw(self, plan: Plan, rows: range) -> Part:
         """The latent from noise to its first level, and what the heads decode there."""
         rng = plan.source(rows)
-        told, names = plan.conditions(rows, rng), list(plan.denoiser_inside.modalities)
+        told, names = plan.conditions(rows, rng), list(multimodal_in(plan.denoiser).modalities)
         x = sample_modalities(
             plan.denoiser,
             len(rows),
@@ -95,13 +96,13 @@ class Together(Kind):
     def score(self, made: Drawing, model: Any, heldout: Data, run: OfRun) -> dict[str, Any]:
         """The figures of the first modality; where there are classes, by a judge, whether it shows what it is said to
         (``class_accuracy``)."""
-        name, view = next(iter(made.x)), _view(run.data)
+        name, own = next(iter(made.x)), of_together(run.data)
         real = heldout.batch(range(len(heldout)))["x"][name]
         train = run.data.batch(range(min(len(run.data), MOST_TRAINED)))["x"][name]
         if min(made.num, len(real), len(train)) < FEWEST:
             return {"samples": made.num}
-        judge = judge_of(run.request.source, view)
-        return evaluate(made.x[name], train, real, labels=made.x.get(LABEL) if judge else None, classifier=judge)
+        judge = judge_of(run.request.source, getattr(own, "data", run.data)) if LABEL in made.x else None
+        return evaluate(made.x[name], train, real, labels=made.x[LABEL] if judge else None, classifier=judge)
 
     # Looking
 
@@ -132,7 +133,7 @@ class Together(Kind):
         told = given.read(others, view, run.request.options)
         known = dict(told.cond)
         if classes:
-            known[LABEL] = torch.tensor([_class(name, view.classes) for name in classes])
+            known[LABEL] = torch.tensor([class_number(name, view.classes) for name in classes])
         if len(known) == len(view.kinds):
             raise BadValue(f"all of {', '.join(view.kinds)} are known: there is nothing to sample")
         return Given(known, told.names)
@@ -179,11 +180,3 @@ def _pictures(made: Drawing, data: Data) -> Drawing:
     """The first modality alone, named by the class that goes with it."""
     x: Tensor = next(iter(made.x.values()))
     return replace(made, x=x, names=_names(made, data), cond={}, truth=None)
-
-
-def _class(name: str, classes: Sequence[str]) -> int:
-    if name in classes:
-        return list(classes).index(name)
-    if name.isdigit() and int(name) < len(classes):
-        return int(name)
-    raise unknown("class", name, classes)
