@@ -24,7 +24,13 @@ from safetensors.torch import save_file
 from condiff.config import read_json
 from condiff.errors import BadFile
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 _TEMPORARY = ".writing-"
+LOCK = ".lock"
 
 
 def _sync(path: Path) -> None:
@@ -98,6 +104,29 @@ def clear_temporaries(folder: str | os.PathLike[str]) -> None:
     """Remove what an interrupted process left half written in ``folder``."""
     for path in Path(folder).glob(f"{_TEMPORARY}*"):
         remove(path)
+
+
+@contextmanager
+def alone_in(folder: Path | None, doing: str) -> Iterator[None]:
+    """No other process works in the folder meanwhile; what an earlier one left half written is removed.
+
+    Args:
+        folder: it must be there; nothing happens for None.
+        doing: what the other process is said to be doing.
+
+    Raises:
+        BadFile: another process does.
+    """
+    if folder is None or fcntl is None:
+        yield
+        return
+    with open(folder / LOCK, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
+        except OSError as error:
+            raise BadFile(f"another process is {doing} in {folder}: wait for it, or stop it") from error
+        clear_temporaries(folder)
+        yield
 
 
 def _json(data: Any) -> str:

@@ -17,11 +17,11 @@ from torch import nn
 from condiff.config import read_json
 from condiff.distill.stage import Stage, check_stages
 from condiff.errors import BadFile, BadType, BadValue
-from condiff.files import write_json
+from condiff.files import alone_in, write_json
 from condiff.model_files import CONFIG, check_same, copy_model, find_weights, load_weights
 from condiff.training import Status, Trainer
 from condiff.training.parallel import Parallel
-from condiff.training.run_folder import alone_in, claim, describe_run
+from condiff.training.run_folder import claim, describe_run
 
 STAGES = "stages"
 FINISHED = "finished.json"
@@ -101,7 +101,7 @@ class Chain:
             NonFinite, BadFile: as the trainer.
         """
         try:
-            with alone_in(self.folder if self.parallel.main else None):
+            with alone_in(self.folder if self.parallel.main else None, "training"):
                 return self._run()
         finally:
             self.parallel.close()

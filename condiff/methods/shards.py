@@ -23,7 +23,7 @@ from torch import Tensor
 
 from condiff.config import read_json
 from condiff.errors import BadFile, Incompatible
-from condiff.files import clear_temporaries, read_tensors, remove, write_json, write_tensors
+from condiff.files import alone_in, read_tensors, remove, write_json, write_tensors
 from condiff.methods.drawing import draw_parts
 from condiff.methods.drawn import Drawing, Part, Plan, gather
 from condiff.model_files import check_same, versions
@@ -64,9 +64,11 @@ class Blocks:
             hint = "repeat that command, choose another --out, or start anew with --overwrite"
             raise Incompatible(f"{error}: {hint}") from None
 
-    def begin(self) -> None:
-        """Make the folder, or clear in it what was being written when the work was interrupted."""
-        clear_temporaries(self.folder)
+    def begin(self, anew: bool = False) -> None:
+        """Note the settings in the folder, which must be there; forget what it holds where that is of no use."""
+        if anew:
+            for old in [self.folder / SETTINGS, *self.folder.glob("samples-*")]:
+                remove(old)
         if not self.begun:
             write_json(self.folder / SETTINGS, self.settings)
 
@@ -153,6 +155,7 @@ def draw_plan(
 
     Raises:
         Incompatible: unfinished work with other settings.
+        BadFile: other processes are drawing this output.
         CondiffError: another process stopped; the blocks that are done stay.
     """
     ranges, started = plan.blocks(), time.perf_counter()
@@ -161,37 +164,37 @@ def draw_plan(
     peers = Peers(patience=PATIENCE)
     tell = say if say is not None and peers.main else lambda line: None
     try:
-        _open(blocks, peers, anew)
-        todo = [rows for rows in ranges if not blocks.there(rows)]
-        peers.wait()  # all have seen the same before anyone adds to it
-        tell(_plan_in_words(plan, ranges, todo, peers.world))
-        for rows in todo[peers.rank :: peers.world]:
-            blocks.write(rows, *draw_parts(plan, [rows]))
-            done = sum(len(block) for block in ranges if blocks.there(block))
-            tell(f"{done} of {plan.num} samples, {time.perf_counter() - started:.0f} s")
-        peers.wait()
-        if not peers.main:
-            return None
-        return gather(plan, [blocks.read(rows) for rows in ranges], time.perf_counter() - started)
+        stale = _stale(blocks, anew)
+        blocks.folder.mkdir(parents=True, exist_ok=True)
+        peers.wait()  # all have seen the same before anyone changes it
+        with alone_in(blocks.folder if peers.main else None, "drawing samples"):
+            if peers.main:
+                blocks.begin(anew=stale)
+            peers.wait()
+            todo = [rows for rows in ranges if not blocks.there(rows)]
+            peers.wait()
+            tell(_plan_in_words(plan, ranges, todo, peers.world))
+            for rows in todo[peers.rank :: peers.world]:
+                blocks.write(rows, *draw_parts(plan, [rows]))
+                done = sum(len(block) for block in ranges if blocks.there(block))
+                tell(f"{done} of {plan.num} samples, {time.perf_counter() - started:.0f} s")
+            peers.wait()
+            if not peers.main:
+                return None
+            return gather(plan, [blocks.read(rows) for rows in ranges], time.perf_counter() - started)
     finally:
         peers.close()
 
 
-def _open(blocks: Blocks, peers: Peers, anew: bool) -> None:
-    """Every process checks what is there; only then the first one changes it."""
-    stale = False
+def _stale(blocks: Blocks, anew: bool) -> bool:
+    """Whether there is unfinished work that is to be dropped."""
     try:
         blocks.check()
     except (Incompatible, BadFile):
         if not anew:
             raise
-        stale = True
-    peers.wait()
-    if peers.main:
-        if stale:
-            blocks.drop()
-        blocks.begin()
-    peers.wait()
+        return True
+    return False
 
 
 def _plan_in_words(plan: Plan, ranges: list[range], todo: list[range], processes: int) -> str:

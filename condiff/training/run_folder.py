@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from condiff.config import read_json, to_config
 from condiff.errors import BadFile
-from condiff.files import clear_temporaries, write_json
+from condiff.files import write_json
 from condiff.model_files import CONFIG, FORMAT, RAW, check_same, describe, versions
 from condiff.training.config import TrainConfig, fixed_fields
 from condiff.training.parallel import Parallel
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
-LOCK = ".lock"
 
 
 def describe_run(
@@ -63,25 +55,6 @@ def claim(folder: Path, record: dict[str, Any], resume: bool, parallel: Parallel
     elif parallel.main:
         write_json(folder / CONFIG, record)
     parallel.wait()
-
-
-@contextmanager
-def alone_in(folder: Path | None) -> Iterator[None]:
-    """No other process trains in the folder meanwhile; what an earlier one left half written is removed.
-
-    Raises:
-        BadFile: another process does.
-    """
-    if folder is None or fcntl is None:
-        yield
-        return
-    with open(folder / LOCK, "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
-        except OSError as error:
-            raise BadFile(f"another process is training in {folder}: wait for it, or stop it") from error
-        clear_temporaries(folder)
-        yield
 
 
 def _check_settings(folder: Path, here: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from condiff.errors import BadFile, BadType, BadValue, unknown
+from condiff.files import alone_in
 from condiff.model_files import save_model
 from condiff.training.batch import Batch, as_batch, each
 from condiff.training.checkpoint import Checkpoints
@@ -31,7 +32,7 @@ from condiff.training.log import Clock, Log, Progress, wandb_module
 from condiff.training.objective import Denoising
 from condiff.training.order import Loader, Order, fetcher, share
 from condiff.training.parallel import Parallel
-from condiff.training.run_folder import alone_in, claim, describe_run
+from condiff.training.run_folder import claim, describe_run
 from condiff.training.snapshot import pack, restore, weights_of
 from condiff.training.stop import StopRequest
 from condiff.training.watch import Watch
@@ -163,7 +164,7 @@ class Trainer:
             NonFinite: the loss or a gradient is not a number; the last checkpoint is untouched.
             BadFile: a checkpoint can't be written; earlier ones are untouched.
         """
-        with alone_in(self.folder if self.parallel.main else None):
+        with alone_in(self.folder if self.parallel.main else None, "training"):
             return self._run()
 
     def _run(self) -> Status:
