@@ -33,7 +33,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
