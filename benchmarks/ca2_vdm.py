@@ -94,9 +94,7 @@ def main() -> None:
     both, first = rolls(args)
     spent, held = seconds(both, first, args.chunks, args.rounds), memory(both, first, args.chunks)
     print(f"frames of {args.side} x {args.side}, chunks of {args.chunk}, {args.steps} steps, {args.rows} rows")
-    print(
-        f"{'context':>8} {'cached':>9} {'recomp.':>9} {'ratio':>6}   frames/s     {'cache MiB':>9} {'peak MiB, both':>16}"
-    )
+    print(" context    cached   recomp.  ratio        frames/s  cache MiB   peak MiB, both")
     for k in range(args.chunks):
         fast, slow = spent["cached"][k], spent["recomputed"][k]
         rates = f"{args.chunk * args.rows / fast:7.2f} {args.chunk * args.rows / slow:7.2f}"
