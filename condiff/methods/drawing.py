@@ -147,7 +147,7 @@ def plan_samples(
     sampler = sampler or recipe.sampler
     cond, truth = choose_conditions(data, wanted, num, given or ())
     cond, truth = {**cond, **(given or {})}, None if given else truth
-    labels = cond.get("label")
+    labels = cond.get("label") if data.classes else None  # else it is something known of the sample itself
     guided, together = recipe.guided(denoiser, sampler.guidance), None
     if superpose is not None:
         guided, together = superposed(denoiser, data, wanted, superpose, sampler.guidance)
