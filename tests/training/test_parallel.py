@@ -1,64 +1,30 @@
 """Several processes, and several parts of a batch, train the same model as one."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 
 import pytest
 import tiny_training as tiny
 import torch
+import two_processes
+from two_processes import close
 
 from condiff.errors import BadValue, Incompatible
-from condiff.files import read_tensors
 from condiff.model_files import load_weights
 from condiff.training import EMA, Denoising, Exponential, LogitNormal, Stratified
 
 CHANGES = {"steps": 8, "dropout": 0.0, "ema": (0.9,), "save_every": 4}
 
 
+PROGRAM = (
+    "import sys, json, pathlib, tiny_training as tiny; order = json.loads(sys.argv[1]);"
+    "run = pathlib.Path(order['run']);"
+    "work = tiny.trainer(run, validation=tiny.TinyData(10), **order['changes']); work.fit()"
+)
+
+
 def run_two(run, changes):
-    """Two processes on gloo, with the environment that torchrun and accelerate launch set."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = (
-        "import sys, json, pathlib, tiny_training as tiny; order = json.loads(sys.argv[1]);"
-        "run = pathlib.Path(order['run']);"
-        "work = tiny.trainer(run, validation=tiny.TinyData(10), **order['changes']); work.fit()"
-    )
-    common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.path.dirname(tiny.__file__),
-    }
-    order = json.dumps({"run": str(run), "changes": changes})
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, order],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    ends = [p.communicate(timeout=120)[1] for p in processes]
-    assert all(p.returncode == 0 for p in processes), "\n".join(ends)
-
-
-def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def close(a, b):
-    assert [r["step"] for r in a] == [r["step"] for r in b]
-    for name in ("loss", "grad_norm", "validation_loss"):
-        left, right = ([r[name] for r in records if name in r] for records in (a, b))
-        torch.testing.assert_close(torch.tensor(left), torch.tensor(right), rtol=2e-5, atol=1e-6)
+    two_processes.run_two(PROGRAM, json.dumps({"run": str(run), "changes": changes}))
 
 
 VALIDATION = tiny.TinyData(10)
@@ -72,9 +38,7 @@ def alone(tmp_path_factory):
 
 
 def assert_close_runs(a, b):
-    close(lines(a), lines(b))
-    for file in ("model.safetensors", "model-ema.safetensors"):
-        torch.testing.assert_close(read_tensors(a / file)[0], read_tensors(b / file)[0], rtol=1e-4, atol=1e-5)
+    two_processes.assert_close_runs(a, b)
     load_weights(tiny.denoiser(), b / "model-ema.safetensors")
 
 
