@@ -12,20 +12,28 @@ from torch import Tensor
 from condiff.errors import BadType, BadValue
 
 
-def pictures(given: Sequence[Any] | Tensor, size: tuple[int, int], device: Any, channels: int = 3) -> Tensor:
-    """Pictures (PIL), or a tensor (B, C, H, W) in [-1, 1], as such a tensor.
+def pictures(given: Any, size: tuple[int, int], device: Any, channels: int = 3, count: int | None = None) -> Tensor:
+    """A picture (PIL), a list of them, or a tensor (B, C, H, W) in [-1, 1], as such a tensor.
+
+    Args:
+        count: how many are wanted; one then stands for all.
 
     Raises:
         BadType: neither.
-        BadValue: pictures of another size, number of channels or range.
+        BadValue: pictures of another size, number, number of channels or range.
     """
-    tensor = given if isinstance(given, Tensor) else torch.stack([_picture(one, channels) for one in given])
+    several = given if isinstance(given, Tensor | Sequence) else [given]
+    tensor = several if isinstance(several, Tensor) else torch.stack([_picture(one, channels) for one in several])
     tensor = tensor.to(device=device, dtype=torch.get_default_dtype())
     if tensor.ndim != 4 or tuple(tensor.shape[1:]) != (channels, *size):
         raise BadValue(f"pictures of shape {(channels, *size)} are wanted, got {tuple(tensor.shape[1:])}")
     if float(tensor.abs().amax()) > 1.0:
         raise BadValue(f"pictures lie in [-1, 1], got {float(tensor.amin()):g} .. {float(tensor.amax()):g}")
-    return tensor
+    if count is None or len(tensor) == count:
+        return tensor
+    if len(tensor) != 1:
+        raise BadValue(f"one picture for all or one per sample is wanted, got {len(tensor)} for {count} samples")
+    return tensor.expand(count, -1, -1, -1)
 
 
 def _picture(given: Any, channels: int) -> Tensor:

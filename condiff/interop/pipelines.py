@@ -81,7 +81,8 @@ def wrap(
 ) -> Wrapped:
     """A loaded pipeline: of pixels, ``DDPMPipeline`` and its kin; of pictures, ``StableDiffusionPipeline`` (1.5, 2.1),
     ``StableDiffusionXLPipeline``, ``StableDiffusion3Pipeline``, ``DiTPipeline``, ``FluxPipeline``; of videos,
-    ``StableVideoDiffusionPipeline``, ``CogVideoXPipeline``, ``WanPipeline``.
+    ``StableVideoDiffusionPipeline``, ``CogVideoXPipeline``, ``WanPipeline``. Also the ControlNet variants of those of
+    pictures, and the inpainting pipelines of Stable Diffusion and XL.
 
     Its networks are put into evaluation mode and stay where they are, offloaded ones too.
 

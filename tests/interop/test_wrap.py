@@ -207,12 +207,12 @@ def test_a_network_of_one_size_and_patches():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: stable_diffusion(unet=text_unet(in_channels=9)), "takes 9 channels and gives 4"),
+        (lambda: stable_diffusion(unet=text_unet(in_channels=8)), "takes 8 channels and gives 4"),
         (lambda: stable_diffusion(unet=text_unet(num_class_embeds=7)), "more than a prompt .num_class_embeds = 7"),
         (lambda: stable_diffusion(unet=stable_diffusion_xl().unet), "more than a prompt .addition_embed_type"),
         (lambda: ddpm(class_embed_type="timestep"), "told 'timestep' embeddings"),
     ],
-    ids=["inpainting", "noise levels", "half an XL", "embeddings"],
+    ids=["editing", "noise levels", "half an XL", "embeddings"],
 )
 def test_networks_that_are_told_more_are_refused(make, match):
     with pytest.raises(Incompatible, match=match):

@@ -1,19 +1,25 @@
 """Tiny pipelines of the real classes with random weights, built without a download."""
 
+import inspect
 import string
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
+    FluxControlNetPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
+    StableDiffusion3ControlNetPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -89,10 +95,10 @@ def stable_diffusion(seed=0, prediction_type="epsilon", unet=None, **options):
     return pipe
 
 
-def stable_diffusion_xl(seed=0, zeros=True):
+def stable_diffusion_xl(seed=0, zeros=True, channels=4):
     torch.manual_seed(seed)
     size = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
-    unet = text_unet(64, **size, projection_class_embeddings_input_dim=6 * 8 + 32)
+    unet = text_unet(64, **size, in_channels=channels, projection_class_embeddings_input_dim=6 * 8 + 32)
     encoders = CLIPTextModel(text_config()).eval(), CLIPTextModelWithProjection(text_config()).eval()
     scheduler = DDIMScheduler(**STABLE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     pipe = StableDiffusionXLPipeline(
@@ -159,3 +165,58 @@ def flux(seed=0, guidance=True, dynamic=True):
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def randomised(net, seed=5, std=0.1):
+    """A network without its zeros: those that a ControlNet begins with say nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.data += std * torch.randn(parameter.shape, generator=generator)
+    return net.eval()
+
+
+def controlled(kind, pipe, count=1, **options):
+    """A ControlNet variant of a pipeline, with its modules."""
+    nets = [
+        randomised(
+            ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16), **options), seed=5 + i
+        )
+        for i in range(count)
+    ]
+    return with_controls(kind, pipe, nets)
+
+
+def controlled_sd3(pipe, count=1, zeros=True):
+    nets = []
+    for i in range(count):
+        net = SD3ControlNetModel(
+            sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+            joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4,
+            force_zeros_for_pooled_projection=zeros,
+        )  # fmt: skip
+        nets.append(randomised(net, seed=5 + i))
+    return with_controls(StableDiffusion3ControlNetPipeline, pipe, nets)
+
+
+def controlled_flux(pipe, count=1):
+    nets = []
+    for i in range(count):
+        net = FluxControlNetModel(
+            patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8],
+            guidance_embeds=True,
+        )  # fmt: skip
+        nets.append(randomised(net, seed=5 + i))
+    return with_controls(FluxControlNetPipeline, pipe, nets)
+
+
+def with_controls(kind, pipe, nets):
+    parts = {name: part for name, part in pipe.components.items() if name in inspect.signature(kind).parameters}
+    extra = (
+        {"requires_safety_checker": False} if "requires_safety_checker" in inspect.signature(kind).parameters else {}
+    )
+    if "add_watermarker" in inspect.signature(kind).parameters:
+        extra = {"add_watermarker": False, "force_zeros_for_empty_prompt": pipe.config.force_zeros_for_empty_prompt}
+    out = kind(**parts, controlnet=nets if len(nets) > 1 else nets[0], **extra)
+    out.set_progress_bar_config(disable=True)
+    return out

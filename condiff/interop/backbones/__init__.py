@@ -3,6 +3,7 @@
 from condiff.interop.backbones.base import Backbone, Family
 from condiff.interop.backbones.classes import Classes, DiT
 from condiff.interop.backbones.cogvideox import CogVideoX, Expert3D, dynamic_scale
+from condiff.interop.backbones.controlnet import Controlled, ControlNets, control_interval
 from condiff.interop.backbones.flux import Flux, PackedFlow
 from condiff.interop.backbones.pixels import Pixels, Plain2D
 from condiff.interop.backbones.stable_diffusion import StableDiffusion, TextTokens
@@ -12,6 +13,7 @@ from condiff.interop.backbones.stable_video_diffusion import PictureToClip, Stab
 from condiff.interop.backbones.wan import Flow3D, TwoStages, Wan
 
 FAMILIES: tuple[type[Family], ...] = (
+    ControlNets,
     Pixels,
     StableDiffusionXL,
     StableDiffusion,
@@ -28,6 +30,8 @@ __all__ = [
     "Backbone",
     "Classes",
     "CogVideoX",
+    "ControlNets",
+    "Controlled",
     "DiT",
     "Expert3D",
     "Family",
@@ -46,5 +50,6 @@ __all__ = [
     "TextTokens",
     "TwoStages",
     "Wan",
+    "control_interval",
     "dynamic_scale",
 ]

@@ -21,7 +21,7 @@ from condiff.guidance import Free
 from condiff.interop.paired import make_sites
 from condiff.interop.schedulers import grid_of, shift_options
 from condiff.interop.vae import VAE
-from condiff.networks.pairing import Site
+from condiff.networks.pairing import Pairing, Site
 
 
 class Backbone(nn.Module):
@@ -49,8 +49,12 @@ class Backbone(nn.Module):
         """The network's attentions, ready for paired rows; see :func:`condiff.networks.add_pair`."""
         return make_sites(self.net)
 
-    def forward(self, x: Tensor, time: Tensor, cond: Conditions, **options: Any) -> Any:
-        """``options`` go to the diffusers network as they are."""
+    def forward(
+        self, x: Tensor, time: Tensor, cond: Conditions, pairing: Pairing | None = None, **options: Any
+    ) -> Any:
+        """``pairing`` says which rows attend to each other; ``options`` go to the diffusers network as they are."""
+        if pairing is not None:
+            options["cross_attention_kwargs"] = {"pairing": pairing}
         return self.said(x, self.times(time, x), {**self.told(cond, x), **options})
 
     def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
@@ -185,9 +189,13 @@ class Family(ABC):
             raise BadValue(f"{type(self.pipe).__name__} makes pictures: leave frames= out")
         return None
 
+    def channels(self) -> int:
+        """Of the state."""
+        return self.net.config.in_channels
+
     def latent_shape(self) -> tuple[int, ...]:
         height, width = self.size
-        return self.net.config.in_channels, height // self.factor, width // self.factor
+        return self.channels(), height // self.factor, width // self.factor
 
     def checked_length(self, length: int | None) -> int | None:
         if length is None:

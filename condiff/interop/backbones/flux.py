@@ -113,9 +113,8 @@ class Flux(Family):
         side = self.pipe.default_sample_size * self.factor
         return side, side
 
-    def latent_shape(self) -> tuple[int, ...]:
-        height, width = self.size
-        return self.net.config.in_channels // PATCH**2, height // self.factor, width // self.factor
+    def channels(self) -> int:
+        return self.net.config.in_channels // PATCH**2
 
     def tokens(self) -> int:
         return (self.shape[-2] // PATCH) * (self.shape[-1] // PATCH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor
 
 from condiff.conditions import Condition, Conditions
 from condiff.errors import Incompatible
-from condiff.interop.backbones.base import Backbone, Family, filled, need
-from condiff.interop.backbones.stable_diffusion import refuse_more
+from condiff.interop.backbones.base import Backbone, filled, need
+from condiff.interop.backbones.guidance_embedding import scale_kinds, scale_told, with_scale
+from condiff.interop.backbones.inpainting import mask_kinds, mask_told
+from condiff.interop.backbones.stable_diffusion import StableDiffusion
+from condiff.random import Source
 
 
 class TextAndSize(Backbone):
@@ -28,6 +31,7 @@ class TextAndSize(Backbone):
 
     def __init__(self, net: Any, null: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__(net)
+        self.condition_kinds = self.condition_kinds | mask_kinds(net) | scale_kinds(net)  # type: ignore[misc]
         tokens, pooled = null or (None, None)
         self.register_buffer("null", tokens, persistent=False)
         self.register_buffer("null_pooled", pooled, persistent=False)
@@ -37,15 +41,23 @@ class TextAndSize(Backbone):
         pooled = filled(need(cond, "pooled", "a pooled prompt"), self.null_pooled, "pooled")  # type: ignore[arg-type]
         size = need(cond, "size", "the size of the picture").value
         added = {"text_embeds": pooled.to(self.dtype), "time_ids": size.to(self.dtype)}
-        return {"encoder_hidden_states": tokens.to(self.dtype), "added_cond_kwargs": added}
+        told = {"encoder_hidden_states": tokens.to(self.dtype), "added_cond_kwargs": added}
+        return {**told, **mask_told(self.net, cond), **scale_told(self.net, cond, self.dtype)}
+
+    def extended(self, conditions: Mapping[str, Any]) -> TextAndSize:
+        """A copy that is told its guidance; see :func:`~condiff.interop.backbones.guidance_embedding.with_scale`."""
+        null = None if self.null is None else (self.null, self.null_pooled)
+        return type(self)(with_scale(self.net, conditions), null)  # type: ignore[arg-type]
 
 
-class StableDiffusionXL(Family):
-    """``StableDiffusionXLPipeline`` and ``StableDiffusionXLImg2ImgPipeline``, but no refiner."""
+class StableDiffusionXL(StableDiffusion):
+    """``StableDiffusionXLPipeline``, ``StableDiffusionXLImg2ImgPipeline``, ``StableDiffusionXLInpaintPipeline``, but no
+    refiner.
+    """
 
-    networks = ("UNet2DConditionModel",)
     reference = ("prompt", "pooled")
     scale = 5.0
+    more = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
     @classmethod
     def takes(cls, pipe: Any, net: Any) -> bool:
@@ -54,14 +66,13 @@ class StableDiffusionXL(Family):
 
     def check(self) -> None:
         super().check()
-        refuse_more(self.net, ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"))
         if self.pipe.config.get("requires_aesthetics_score"):
             raise Incompatible("a refiner, which is told a score of its picture, isn't known here")
 
     def make_backbone(self) -> Backbone:
         return TextAndSize(self.net, self.null())
 
-    def null(self) -> tuple[Tensor, Tensor] | None:
+    def null(self) -> tuple[Tensor, Tensor] | None:  # type: ignore[override]
         """What rows without a prompt are told, of a pipeline that has its text encoders: zeros where it says so."""
         if self.pipe.text_encoder_2 is None:
             return None
@@ -71,9 +82,15 @@ class StableDiffusionXL(Family):
             return torch.zeros_like(null[0]), torch.zeros_like(null[1])
         return null
 
-    def encode(self, entries: Sequence[Any]) -> Conditions:
-        """Prompts, of whole pictures of the size of the sample."""
-        told = self.words(entries)
+    def encode(
+        self,
+        entries: Sequence[Any],
+        image: Any = None,
+        mask: Any = None,
+        rng: int | torch.Generator | Source | None = None,
+    ) -> Conditions:
+        """Prompts, of whole pictures of the size of the sample; see :meth:`StableDiffusion.encode` for the rest."""
+        told = super().encode(entries, image, mask, rng)
         size = torch.tensor([*self.size, 0, 0, *self.size], dtype=torch.float32, device=told["pooled"].value.device)
         return told.replace(size=Condition(size.expand(len(entries), 6), "vector"))
 

@@ -106,9 +106,8 @@ class StableVideoDiffusion(Clips):
             }
         )
 
-    def latent_shape(self) -> tuple[int, ...]:
-        frames, _, height, width = super().latent_shape()
-        return frames, self.net.config.out_channels, height, width
+    def channels(self) -> int:
+        return self.net.config.out_channels
 
     def trained_size(self) -> tuple[int, int]:
         return 576, 1024  # unless told; the network's sample_size is another
