@@ -189,4 +189,4 @@ class AsCondition(Context):
         return 0 if self._window is None else self._window.shape[1]
 
 
-CONTEXTS: dict[str, type[Context]] = {"cached": Cached, "recomputed": Recomputed, "condition": AsCondition}
+CONTEXTS: dict[str, Any] = {"cached": Cached, "recomputed": Recomputed, "condition": AsCondition}

@@ -8,7 +8,7 @@ a time per frame, and ``context="condition"`` MCVD's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ class Rollout:
             batched call, and both are cached.
         chunk: frames that are made together.
         max_context: frames before the chunk that are known at most; the oldest are dropped.
-        context: ``"cached"``, ``"recomputed"``, ``"condition"``, or a class of :mod:`condiff.video.contexts`.
+        context: ``"cached"``, ``"recomputed"``, ``"condition"``, or what makes a :class:`Context` of a denoiser,
+            ``max_context`` and ``clean``, such as ``partial(AsCondition, name="past")``.
         solver, grid, steps, hooks: how a chunk is sampled.
         prior: law of a chunk's first state; noise of the process by default.
         overlap: the last frames of a chunk that are made again by the next one, and not handed out.
@@ -61,7 +62,7 @@ class Rollout:
         chunk: int,
         max_context: int,
         solver: Solver,
-        context: str | type[Context] = "cached",
+        context: str | Callable[..., Context] = "cached",
         grid: Grid | None = None,
         steps: int | None = None,
         hooks: Sequence[Hook] = (),
@@ -75,7 +76,7 @@ class Rollout:
         self.solver, self.grid, self.steps, self.hooks, self.prior = solver, grid, steps, tuple(hooks), prior
         self.perturb = perturb
         inner = model.denoiser if isinstance(model, Free) else model
-        self.context = _context(context)(inner, max_context, clean)  # type: ignore[call-arg]
+        self.context = _context(context, inner, max_context, clean)
         _check_guidance(model, self.context)
         _check_positions(inner, chunk + max_context)
         self.context.check(chunk - overlap)
@@ -202,14 +203,15 @@ class Rollout:
         )
 
 
-def _context(context: str | type[Context]) -> type[Context]:
+def _context(context: Any, denoiser: Any, max_context: int, clean: float) -> Context:
     if isinstance(context, str):
         if context not in CONTEXTS:
             raise unknown("context of a rollout", context, CONTEXTS)
-        return CONTEXTS[context]
-    if not (isinstance(context, type) and issubclass(context, Context)):
-        raise BadType(f"context= takes a name ({', '.join(CONTEXTS)}) or a class of Context, got {context!r}")
-    return context
+        context = CONTEXTS[context]
+    made = context(denoiser, max_context, clean) if callable(context) else None
+    if not isinstance(made, Context):
+        raise BadType(f"context= takes a name ({', '.join(CONTEXTS)}) or what makes a Context, got {context!r}")
+    return made
 
 
 def _check_numbers(*, perturb: float, **sizes: int) -> None:
