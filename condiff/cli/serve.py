@@ -7,9 +7,10 @@ from typing import Annotated
 
 import tyro
 
-from condiff.cli.options import Flag, OptionalText, Several
+from condiff.cli.options import Flag, OptionalInt, OptionalText, Several
 from condiff.cli.output import note
 
+Size = Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint="")]
 Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_PIPELINE", help_behavior_hint="")]
 
 
@@ -48,6 +49,12 @@ class Serve:
     device: OptionalText = None
     """cpu, cuda, cuda:1, mps."""
 
+    size: Size = None
+    """Of a pipeline: height and width in pixels; by default those that it was trained on."""
+
+    frames: OptionalInt = None
+    """Of a pipeline that makes clips."""
+
     most_samples: int = 64
     """Samples that may be asked for at once."""
 
@@ -82,6 +89,8 @@ class Serve:
             limits=limits,
             weights=self.weights,
             device=self.device,
+            size=self.size,
+            frames=self.frames,
             browse=self.open,
             say=note,
         )

@@ -29,7 +29,7 @@ class Limits:
 
     num: int = 64
     steps: int = 1000
-    numbers: int = 2**26
+    numbers: int = 2**27
     queue: int = 16
     each: int = 4
     clients: int = 32

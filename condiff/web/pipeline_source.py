@@ -51,13 +51,24 @@ class PipelineSource(Source):
 
     Args:
         name: what to call it.
+        size, frames: see :func:`condiff.interop.wrap`.
 
     Raises:
         Incompatible: a pipeline that :func:`condiff.interop.wrap` doesn't know.
+        BadValue: a size that it can't have.
     """
 
-    def __init__(self, pipe: Any, name: str, uploads: Uploads, limits: Limits) -> None:
-        self.wrapped, self.name = interop.wrap(pipe), Path(name).name or name
+    def __init__(
+        self,
+        pipe: Any,
+        name: str,
+        uploads: Uploads,
+        limits: Limits,
+        *,
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
+    ) -> None:
+        self.wrapped, self.name = interop.wrap(pipe, size=size, frames=frames), Path(name).name or name
         self.uploads, self.limits = uploads, limits
         self.denoiser, self.family = self.wrapped.denoiser, self.wrapped.family
         channels = 3 if self.wrapped.codec is not None else self.family.shape[-3]

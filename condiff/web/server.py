@@ -24,20 +24,35 @@ PATIENCE = 5  # seconds that open connections have when the server stops
 
 
 def open_source(
-    target: str, uploads: Uploads, limits: Limits, *, weights: str = "ema", device: str | None = None
+    target: str,
+    uploads: Uploads,
+    limits: Limits,
+    *,
+    weights: str = "ema",
+    device: str | None = None,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
 ) -> Source:
     """A run folder, a pipeline folder, or a pipeline of the Hub.
 
+    Args:
+        weights: of a run.
+        size, frames: of a pipeline's samples; by default those that it was trained on.
+
     Raises:
         BadFile: none of these.
+        BadValue: a size for a run, which has one.
     """
     folder = Path(target)
     if folder.exists() and not (folder / "model_index.json").is_file():
+        if size is not None or frames is not None:
+            raise BadValue(f"a run makes samples of one size: leave --size and --frames out for {target}")
         return RunSource(folder, uploads, limits, weights=weights, device=device)
     if not folder.exists() and not is_name(target):
         raise BadFile(f"no such folder: {target}; a run, or a diffusers pipeline, is served")
     pipe = load_pipeline(target)
-    return PipelineSource(pipe if device is None else pipe.to(device), target, uploads, limits)
+    pipe = pipe if device is None else pipe.to(device)
+    return PipelineSource(pipe, target, uploads, limits, size=size, frames=frames)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -82,6 +97,8 @@ def serve(
     limits: Limits | None = None,
     weights: str = "ema",
     device: str | None = None,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
     browse: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -91,6 +108,7 @@ def serve(
         target: a run folder, a pipeline folder, or a pipeline's name on the Hub.
         host: other than this machine's own addresses, a token is needed: one is made where none is given.
         names: other host names that the server goes by.
+        weights, device, size, frames: see :func:`open_source`.
         browse: open the page in a browser.
         say: where lines for a person go.
 
@@ -106,7 +124,8 @@ def serve(
     with listen(host, port) as bound:
         port = bound.getsockname()[1]
         guard, uploads = Guard.of(host, port, token, names), Uploads(limits)
-        source = open_source(target, uploads, limits, weights=weights, device=device)
+        how = {"weights": weights, "device": device, "size": size, "frames": frames}
+        source = open_source(target, uploads, limits, **how)
         server = _server(uvicorn, build_app(source, guard, limits, uploads), limits)
         url = address_of(host, port, token)
         say(f"{source.about()['title']}: {url}  (Ctrl-C stops)")

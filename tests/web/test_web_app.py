@@ -255,8 +255,10 @@ def test_a_fault_outside_of_a_request_tells_nothing(monkeypatch):
         }
 
 
-BAD = ["", "x", "[]", "3", "null", "{}", '{"type": "sample"}', '{"type": "boo", "ref": "A"}', '{"ref": 3}', "[" * 5000,
-       '{"type": "sample", "ref": "A"}', '{"type": "sample", "ref": "A", "settings": {"num": 1e999}}', "9" * 5000]  # fmt: skip
+BAD = [
+    "", "x", "[]", "3", "null", "{}", '{"type": "sample"}', '{"type": "boo", "ref": "A"}', '{"ref": 3}', "[" * 5000,
+    '{"type": "sample", "ref": "A"}', '{"type": "sample", "ref": "A", "settings": {"num": 1e999}}', "9" * 5000,
+]  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

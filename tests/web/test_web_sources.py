@@ -21,10 +21,10 @@ def pixels(url):
         return np.asarray(picture)
 
 
-def sampled(folder, tmp_path, *argv):
+def sampled(folder, tmp_path, words, *more):
     """What `condiff sample` writes."""
     out = tmp_path / "cli.npz"
-    assert main(["sample", str(folder), *argv, "--out", str(out)]) == 0
+    assert main(["sample", str(folder), *words.split(), *more, "--out", str(out)]) == 0
     return np.load(out)
 
 
@@ -33,24 +33,21 @@ def stored(source, made):
     return np.load(io.BytesIO(source.files(made)["npz"]("{}")))
 
 
-@pytest.mark.parametrize(
-    ("settings", "argv"),
-    [
-        ({"num": 10}, ["--num", "10"]),
-        (
-            {"num": 5, "labels": ("3", "7"), "solver": "ddpm", "steps": 6, "guidance": 2.5, "seed": 11},
-            ["--num", "5", "--label", "3", "--label", "7", "--solver", "ddpm", "--steps", "6", "--guidance", "2.5", "--seed", "11"],
-        ),
-        (
-            {"num": 3, "solver": "unipc", "steps": 4, "guidance": 1.0},
-            ["--num", "3", "--solver", "unipc", "--steps", "4", "--guidance", "1"],
-        ),
-    ],
-)
-def test_samples_are_those_of_the_command_line_bit_for_bit(digits, tmp_path, settings, argv):
+SAME = [
+    ({"num": 10}, "--num 10"),
+    (
+        {"num": 5, "labels": ("3", "7"), "solver": "ddpm", "steps": 6, "guidance": 2.5, "seed": 11},
+        "--num 5 --label 3 --label 7 --solver ddpm --steps 6 --guidance 2.5 --seed 11",
+    ),
+    ({"num": 3, "solver": "unipc", "steps": 4, "guidance": 1.0}, "--num 3 --solver unipc --steps 4 --guidance 1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), SAME)
+def test_samples_are_those_of_the_command_line_bit_for_bit(digits, tmp_path, settings, words):
     source = open_run(digits)
     made, heard = make(source, **settings)
-    theirs = sampled(digits, tmp_path, *argv)
+    theirs = sampled(digits, tmp_path, words)
     ours = stored(source, made)
     assert np.array_equal(ours["x"], theirs["x"]) and np.array_equal(ours["label"], theirs["label"])
     assert [m["index"] for m in heard] == list(range(1, made.settings.steps + 1))
@@ -84,7 +81,7 @@ def test_text(text, tmp_path):
     source = open_run(text)
     made, heard = make(source, num=3, prefix="the ", suffix=" log.", seed=2, steps=6, temperature=0.8)
     theirs = sampled(
-        text, tmp_path, *["--num", "3", "--seed", "2", "--steps", "6", "--temperature", "0.8", "--prefix"], "the ", "--suffix", " log."
+        text, tmp_path, "--num 3 --seed 2 --steps 6 --temperature 0.8 --prefix", "the ", "--suffix", " log."
     )
     assert np.array_equal(stored(source, made)["x"], theirs["x"])
     views = [m["view"]["items"] for m in heard]
@@ -104,7 +101,7 @@ def test_pictures_that_are_given(pairs, tmp_path):
     picture, size = source.uploads.add(buffer.getvalue())
     assert size == (20, 20)
     made, _ = make(source, num=2, steps=3, conditions={condition["name"]: {"picture": picture}})
-    theirs = sampled(pairs, tmp_path, "--num", "2", "--steps", "3", "--condition", str(tmp_path / "given.png"))
+    theirs = sampled(pairs, tmp_path, "--num 2 --steps 3 --condition", str(tmp_path / "given.png"))
     assert np.array_equal(stored(source, made)["x"], theirs["x"])
     shown = source.shown_beside(made)
     assert list(shown["beside"]) == [condition["name"]] and shown["names"] == ["1", "2"]
@@ -125,9 +122,7 @@ def test_numbers_that_are_given(series, tmp_path):
     assert 1.0 <= asked["height"]["low"] < asked["height"]["high"] <= 3.0
     made, heard = make(source, num=2, steps=3, conditions={"height": 2.5, "spectrum": [0.1, 0.4, 0.2]})
     given = ["--condition", "height=2.5", "--condition", "spectrum=[0.1,0.4,0.2]"]
-    assert np.array_equal(
-        stored(source, made)["x"], sampled(series, tmp_path, "--num", "2", "--steps", "3", *given)["x"]
-    )
+    assert np.array_equal(stored(source, made)["x"], sampled(series, tmp_path, "--num 2 --steps 3", *given)["x"])
     view = heard[-1]["view"]
     assert view["kind"] == "curve" and np.asarray(view["items"]).shape == (2, 2, 16)
     restored = source.data.restore(made.x).transpose(1, 2)

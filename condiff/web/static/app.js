@@ -201,6 +201,11 @@ function listen() {
     event.preventDefault();
     submit();
   });
+  $("form").addEventListener("input", (event) => {
+    const field = event.target.closest(".bad");
+    field?.classList.remove("bad");
+    field?.querySelector("[aria-invalid]")?.removeAttribute("aria-invalid");
+  });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();

@@ -1,0 +1,101 @@
+"""Pipelines of the real classes as sources of the web application, and from their folders."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import ddpm, dit, sd3, stable_diffusion
+from tiny_video import stable_video_diffusion, wan
+
+import condiff as cd
+from condiff.errors import BadFile, BadValue, CondiffError
+from condiff.web import Limits, Settings, Uploads, open_source
+from condiff.web.pipeline_source import PipelineSource, load_pipeline
+from condiff.web.worker import Job
+
+
+def served(pipe, **size):
+    return PipelineSource(pipe, "some/tiny", Uploads(Limits()), Limits(), **size)
+
+
+def make(source, **settings):
+    heard = []
+    return source.make(Settings(**settings), Job(Settings(**settings), heard.append)), heard
+
+
+def test_prompts():
+    pipe = stable_diffusion()
+    source = served(pipe)
+    about = source.about()
+    assert {"prompt", "negative", "guidance"} <= set(about["takes"]) and about["own"]["guidance"] == 7.5
+    made, heard = make(source, prompt="a fox", negative="a dog", steps=4, num=2, seed=3, guidance=4.0, solver="ddim")
+    wrapped = cd.interop.wrap(pipe)
+    z = cd.sample(
+        wrapped.guided(4.0, ["a dog"]),
+        cond=wrapped.encode(["a fox"] * 2),
+        solver=cd.DDIM(),
+        grid=wrapped.grid(4),
+        seeds=[3, 4],
+    )
+    with torch.no_grad():
+        assert torch.equal(made.x, wrapped.codec.decode(z))
+    assert [m["index"] for m in heard] == [1, 2, 3, 4] and len(heard[0]["view"]["items"]) == 2
+    assert list(source.files(made)) == ["npz", "png"] and made.facts["nfe"] == 4
+    with Image.open(io.BytesIO(source.files(made)["png"]("{}"))) as picture:
+        assert picture.text == {"condiff": "{}"}
+
+
+def test_classes_by_name_and_number():
+    source = served(dit())
+    assert source.about()["classes"] == [f"class {i}" for i in range(7)]
+    made, _ = make(source, labels=("class 2", "5"), num=3, steps=2)
+    assert made.drawing.names == ["class 2", "class 5", "class 2"] and made.settings.guidance == 4.0
+    with pytest.raises(BadValue, match="Did you mean"):
+        make(source, labels=("clas 2",))
+
+
+def test_without_conditions():
+    source = served(ddpm())
+    assert source.about()["takes"] == ["num", "seed", "solver", "steps"] and source.shape == (3, 8, 8)
+    made, _ = make(source, num=2, steps=3)
+    assert made.x.shape == (2, 3, 8, 8) and made.settings.guidance is None
+    with pytest.raises(BadValue, match="takes no prompt"):
+        make(source, prompt="a fox")
+
+
+def test_flow_models():
+    made, _ = make(served(sd3()), prompt="a fox", steps=2, solver="euler")
+    assert made.x.shape[1] == 3
+
+
+def test_clips_from_words_and_from_a_picture():
+    source = served(wan(), size=(16, 16), frames=5)
+    made, heard = make(source, prompt="a fox", steps=2)
+    assert made.x.ndim == 5 and tuple(made.x.shape[1:]) == source.shape and list(source.files(made)) == ["npz"]
+    assert heard[-1]["view"]["items"][0].startswith("data:image/png")
+    source = served(stable_video_diffusion(), size=(16, 16), frames=2)
+    with pytest.raises(BadValue, match="choose one"):
+        make(source, steps=2)
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((30, 40, 3), 99, np.uint8)).save(buffer, "PNG")
+    picture, _ = source.uploads.add(buffer.getvalue())
+    made, _ = make(source, steps=2, conditions={"image": {"picture": picture}})
+    assert made.x.ndim == 5
+
+
+def test_from_a_folder(tmp_path):
+    stable_diffusion().save_pretrained(tmp_path / "sd", safe_serialization=True)
+    source = open_source(str(tmp_path / "sd"), Uploads(Limits()), Limits())
+    assert source.about()["title"] == "StableDiffusionPipeline" and source.about()["name"] == "sd"
+    assert len(make(source, prompt="a fox", steps=1)[0].x) == 1
+
+
+def test_pickled_weights_and_other_folders_are_refused(tmp_path):
+    stable_diffusion().save_pretrained(tmp_path / "sd", safe_serialization=False)
+    with pytest.raises(BadFile, match="can't be loaded"):
+        load_pipeline(str(tmp_path / "sd"))
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(CondiffError):
+        open_source(str(tmp_path), Uploads(Limits()), Limits())
