@@ -94,7 +94,9 @@ class Slow(Source):
         self.order: list[int] = []
 
     def about(self):
-        return {"title": "slow", "name": "slow", "facts": [], "takes": [], "classes": [], "conditions": []}
+own = {"solver": "slow", "steps": 1, "guidance": None, "num": 1}
+        names = {"title": "slow", "name": "slow", "facts": [], "takes": ["steps"], "solvers": ["slow"]}
+        return {**names, "own": own, "classes": [], "conditions": []}
 
     def make(self, settings, job):
         self.order.append(settings.seed)
