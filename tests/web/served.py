@@ -94,7 +94,7 @@ class Slow(Source):
         self.order: list[int] = []
 
     def about(self):
-own = {"solver": "slow", "steps": 1, "guidance": None, "num": 1}
+        own = {"solver": "slow", "steps": 1, "guidance": None, "num": 1}
         names = {"title": "slow", "name": "slow", "facts": [], "takes": ["steps"], "solvers": ["slow"]}
         return {**names, "own": own, "classes": [], "conditions": []}
 
