@@ -39,10 +39,7 @@ def rolls(args: argparse.Namespace) -> tuple[dict[str, Rollout], torch.Tensor]:
     network = replace(chosen.network, width=args.width, depth=args.depth, max_frames=frames, learned_variance=False)
     sampler = Sampler(solver=DDIM(), grid=Spaced("trailing"), steps=args.steps)
     chosen = replace(chosen, network=network, target="v", sampler=sampler)
-    denoiser = chosen.denoiser(0).eval().to(args.device)
-    for parameter in denoiser.parameters():  # away from zero, so that all parts matter
-        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-        parameter.data.add_(0.02 * noise.to(parameter))
+    denoiser = ca2_vdm.shaken(chosen.denoiser(0).eval().to(args.device), 1)
     made = {
         name: rollout(denoiser, chosen, context=name, max_context=frames - args.chunk, perturb=0.0) for name in SIDES
     }
