@@ -29,7 +29,7 @@ from condiff.web.watching import Watching
 from condiff.web.worker import Job
 
 BATCH = 256  # rows a network call, as `condiff sample` has them
-MOST_AT_FIRST = 16  # samples that a form begins with
+MOST_AT_FIRST, MOST_POINTS = 16, 64  # samples that a form begins with, and samples that are points
 SEEN = 256  # held-out rows that a condition's range is read from
 FIXED = ("endpoint", "observation", "known")  # kinds that guidance can't leave out
 PICTURES = ("map", "endpoint")
@@ -76,7 +76,7 @@ class RunSource(Source):
             "solver": same[0] if same else type(sampler.solver).__name__,
             "steps": min(sampler.steps, self.limits.steps),
             "guidance": sampler.guidance,
-            "num": min(len(self.data.classes) or 8, MOST_AT_FIRST, self.limits.num),
+            "num": min(self._first(), self.limits.num),
         }
         return {
             "kind": "run",
@@ -89,6 +89,10 @@ class RunSource(Source):
             "solvers": solvers_for(recipe.process),
             "own": own,
         }
+
+    def _first(self) -> int:
+        """How many samples a form begins with: one of each class, or enough points to see their law."""
+        return MOST_POINTS if tuple(self.shape) == (2,) else min(len(self.data.classes) or 8, MOST_AT_FIRST)
 
     def _condition(self, name: str) -> dict[str, Any]:
         """How a page asks for a condition: a number, a list of them, a picture, or not at all."""

@@ -48,7 +48,11 @@ function fillCurve(element, channels, [low, high]) {
     });
     return svg("polyline", { points: points.join(" "), class: `line c${channel % COLOURS}` });
   });
-  element.replaceChildren(svg("line", { x1: 6, x2: 234, y1: 112, y2: 112, class: "axis" }), ...lines);
+  const ticks = [
+    [13, high],
+    [109, low],
+  ].map(([y, value]) => svg("text", { x: 234, y, "text-anchor": "end", class: "tick small" }, shortNumber(value)));
+  element.replaceChildren(svg("line", { x1: 6, x2: 234, y1: 112, y2: 112, class: "axis" }), ...lines, ...ticks);
 }
 
 // Smallest and largest number of all samples, so that they share an axis.
@@ -68,24 +72,36 @@ export function shortNumber(value) {
 
 // One figure of all samples that are pairs of numbers; colours by name.
 export function scatter(points, names, bounds) {
-  const known = [...new Set(names)];
+  const colour = colours(names);
   const [[left, right], [bottom, top]] = bounds;
-  const across = (x) => 34 + (316 * (x - left)) / (right - left);
+  const across = (x) => 38 + (312 * (x - left)) / (right - left);
   const up = (y) => 332 - (316 * (y - bottom)) / (top - bottom);
   const dots = points.map(([x, y], i) => {
-    const colour = known.length === names.length ? 0 : known.indexOf(names[i]) % COLOURS;
-    const dot = svg("circle", { cx: across(x), cy: up(y), r: 4, class: `dot c${colour}` });
+    const dot = svg("circle", { cx: across(x), cy: up(y), r: 3.5, class: `dot c${colour(names[i])}` });
     dot.append(svg("title", {}, `${names[i]}: ${shortNumber(x)}, ${shortNumber(y)}`));
     return dot;
   });
   const words = [
-    [34, 350, "start", left],
-    [350, 350, "end", right],
-    [30, 332, "end", bottom],
-    [30, 24, "end", top],
+    [38, 345, "start", left],
+    [350, 345, "end", right],
+    [34, 332, "end", bottom],
+    [34, 23, "end", top],
   ].map(([x, y, anchor, value]) => svg("text", { x, y, "text-anchor": anchor, class: "tick" }, shortNumber(value)));
-  const frame = svg("rect", { x: 34, y: 16, width: 316, height: 316, class: "frame" });
-  return svg("svg", { viewBox: "0 0 366 360", role: "img", "aria-label": `${points.length} points` }, frame, ...dots, ...words);
+  const frame = svg("rect", { x: 38, y: 16, width: 312, height: 316, class: "frame" });
+  return svg("svg", { viewBox: "0 0 366 356", role: "img", "aria-label": `${points.length} points` }, frame, ...dots, ...words);
+}
+
+// One colour where every sample has a name of its own, else one for each name.
+function colours(names) {
+  const known = [...new Set(names)];
+  return (name) => (known.length === names.length ? 0 : known.indexOf(name) % COLOURS);
+}
+
+export function legend(names) {
+  const known = [...new Set(names)];
+  if (known.length === names.length || known.length > COLOURS) return [];
+  const colour = colours(names);
+  return [make("p", { class: "legend" }, ...known.map((name) => make("span", { class: `c${colour(name)}` }, name)))];
 }
 
 export function boundsOf(frames) {

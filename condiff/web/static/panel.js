@@ -1,6 +1,6 @@
 // Where the samples of one setting appear: progress, steps as they arrive, a slider back through them, files.
 
-import { boundsOf, cell, fill, make, rangeOf, scatter } from "/draw.js";
+import { boundsOf, cell, fill, legend, make, rangeOf, scatter } from "/draw.js";
 
 const ENDINGS = { png: "PNG", npz: "NumPy", txt: "Text", json: "Settings" };
 
@@ -18,7 +18,7 @@ export class Panel {
     this.error = make("p", { class: "error", role: "alert", hidden: true });
     this.grid = make("div", { class: "samples" });
     this.range = make("input", { type: "range", min: "1", max: "1", value: "1", "aria-label": "Step that is shown" });
-    this.at = make("output", {}, "");
+    this.at = make("span", { class: "at" }, "");
     this.play = make("button", { type: "button", class: "quiet", "aria-label": "Play the steps" }, "▶");
     this.scrub = make("div", { class: "scrub", hidden: true }, this.play, this.range, this.at);
     this.files = make("div", { class: "files", hidden: true });
@@ -190,6 +190,7 @@ export class Panel {
 
   show(step) {
     this.at.textContent = `${step}/${this.steps}`;
+    this.range.setAttribute("aria-valuetext", `step ${step} of ${this.steps}`);
     if (this.kind === "point") return this.showPoints(step);
     const items = this.cells.map((_, i) => this.itemAt(i, step));
     const range = this.rangeFor(this.final ?? items.filter((item) => item !== undefined));
@@ -200,7 +201,8 @@ export class Panel {
     const count = (this.final ?? this.frames.at(-1) ?? []).length;
     const points = Array.from({ length: count }, (_, i) => this.itemAt(i, step)).filter(Boolean);
     const names = this.names ?? points.map((_, i) => String(i + 1));
-    this.grid.replaceChildren(scatter(points, names, boundsOf(this.final ? [this.final] : this.frames)));
+    const figure = scatter(points, names, boundsOf(this.final ? [this.final] : this.frames));
+    this.grid.replaceChildren(figure, ...(this.names ? legend(this.names) : []));
   }
 
   // Going back through the steps
