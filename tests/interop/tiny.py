@@ -123,7 +123,7 @@ def dit(seed=0, classes=7, learned=True):
     return pipe
 
 
-def sd3(seed=0):
+def sd3(seed=0, t5=False, dynamic=False):
     torch.manual_seed(seed)
     net = SD3Transformer2DModel(
         sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
@@ -131,8 +131,9 @@ def sd3(seed=0):
     )  # fmt: skip
     encoders = [CLIPTextModelWithProjection(text_config()).eval() for _ in range(2)]
     pipe = StableDiffusion3Pipeline(
-        net.eval(), FlowMatchEulerDiscreteScheduler(shift=3.0), vae(shift_factor=0.06, use_quant_conv=False),
-        encoders[0], tokenizer(), encoders[1], tokenizer(), None, None,
+        net.eval(), FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic),
+        vae(shift_factor=0.06, use_quant_conv=False), encoders[0], tokenizer(), encoders[1], tokenizer(),
+        t5_encoder(width=64) if t5 else None, t5_tokenizer() if t5 else None,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -144,9 +145,9 @@ def t5_tokenizer(kind=T5TokenizerFast):
     return kind(vocab=[(word, -float(i > 2)) for i, word in enumerate(words)], extra_ids=0)
 
 
-def t5_encoder(kind=T5EncoderModel, config=T5Config):
+def t5_encoder(kind=T5EncoderModel, config=T5Config, width=32):
     return kind(config(
-        vocab_size=len(t5_tokenizer()), d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4,
+        vocab_size=len(t5_tokenizer()), d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4,
         relative_attention_num_buckets=8, dropout_rate=0.0,
     )).eval()  # fmt: skip
 
