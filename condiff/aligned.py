@@ -124,8 +124,8 @@ class Aligned(nn.Module):
                 raise unknown("condition of aligned variables", name, self.kinds)
         keys = dict.fromkeys(name.split(".", 1)[-1] if "." in name else name for name in names)
         parts = [{key: cond.get(f"{one}.{key}", cond.get(key)) for key in keys} for one in self.variables]
-        some = {key: next(p[key] for p in parts if p[key] is not None) for key in keys}
-        filled = [{key: _absent(some[key]) if p[key] is None else p[key] for key in keys} for p in parts]
+        some = {key: next(entry for p in parts if (entry := p[key]) is not None) for key in keys}
+        filled = [{key: entry or _absent(some[key]) for key, entry in p.items()} for p in parts]
         return cat([Conditions(p) for p in filled]) if keys else Conditions()
 
     def _part(self, said: Prediction, index: int, x: Tensor, level: Level) -> Prediction:

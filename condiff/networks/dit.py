@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -251,7 +251,7 @@ class DiT(Network):
         if any(isinstance(layer, JointBlock) for layer in self.stack):
             raise Incompatible("a DiT with tokens='joint' can't be paired: take tokens='cross'")
         if not any(isinstance(part, Site) for part in self.modules()):
-            Swap(self.stack, Attention, PairedAttention)
+            Swap(self.stack, Attention, lambda attention: PairedAttention(cast(Attention, attention)))
         return {name: part for name, part in self.named_modules() if isinstance(part, Site)}
 
     def head(self, hidden: Hidden) -> Tensor | tuple[Tensor, dict[str, Tensor]]:

@@ -44,12 +44,11 @@ class ForVariables(Hook):
                 raise unknown("variable", name, run.denoiser.process)
 
     def before(self, x: Any, run: Any) -> Any:
-        return {**x, **{n: hook.before(x[n], Part(run, n, x[n], None)) for n, hook in self.hooks.items()}}
+        return {**x, **{n: hook.before(x[n], _run_of(run, n, x[n])) for n, hook in self.hooks.items()}}
 
     def prediction(self, prediction: Any, run: Any) -> Any:
-        x = {name: said.x_t for name, said in prediction.items()}
-        said = {n: hook.prediction(prediction[n], Part(run, n, x[n], None)) for n, hook in self.hooks.items()}
-        return {**prediction, **said}
+        said = {n: (hook, prediction[n]) for n, hook in self.hooks.items()}
+        return {**prediction, **{n: hook.prediction(one, _run_of(run, n, one.x_t)) for n, (hook, one) in said.items()}}
 
     def mean(self, mean: Tensor, std: Any, prediction: Any, run: Any) -> Tensor:
         hook = self.hooks.get(run.name)
@@ -64,11 +63,17 @@ class ForVariables(Hook):
         for name, hook in self.hooks.items():
             own = _of(step, name)
             if not (isinstance(own.t.t, float) and own.t.t == own.s.t):
-                out[name] = hook.after(own, Part(run, name, own.x_t, None))
+                out[name] = hook.after(own, _run_of(run, name, own.x_t))
         return out
 
 
 def _of(step: Step, name: str) -> Step:
     """The step of one variable."""
-    parts = [v[name] if isinstance(v, Mapping) else v for v in (step.x_t, step.x_s, step.prediction, step.noise)]
-    return Step(step.index, step.t[name], step.s[name], *parts, step.nfe, step.state)
+    prediction, noise = (v[name] if isinstance(v, Mapping) else v for v in (step.prediction, step.noise))
+    x_t, x_s, t, s = (v[name] for v in (step.x_t, step.x_s, step.t, step.s))
+    return Step(step.index, t, s, x_t, x_s, prediction, noise, step.nfe, step.state)
+
+
+def _run_of(run: Any, name: str, x: Tensor) -> Any:
+    """The run as a hook of one variable sees it."""
+    return Part(run, name, x, None)
