@@ -69,9 +69,12 @@ class ForVariables(Hook):
 
 def _of(step: Step, name: str) -> Step:
     """The step of one variable."""
-    prediction, noise = (v[name] if isinstance(v, Mapping) else v for v in (step.prediction, step.noise))
-    x_t, x_s, t, s = (v[name] for v in (step.x_t, step.x_s, step.t, step.s))
-    return Step(step.index, t, s, x_t, x_s, prediction, noise, step.nfe, step.state)
+
+    def own(value: Any) -> Any:
+        return value[name] if isinstance(value, Mapping) else value
+
+    t, s, x_t, x_s = own(step.t), own(step.s), own(step.x_t), own(step.x_s)
+    return Step(step.index, t, s, x_t, x_s, own(step.prediction), own(step.noise), step.nfe, step.state)
 
 
 def _run_of(run: Any, name: str, x: Tensor) -> Any:
