@@ -20,6 +20,7 @@ _ROOMS = (
     "config",
     "data",
     "denoiser",
+    "distill",
     "errors",
     "figures",
     "guidance",
