@@ -111,6 +111,10 @@ class Window:
     mask: Bool[Tensor, "batch length channels"]
     scale: Float[Tensor, " batch"]
 
+    def rows(self, index: Tensor) -> Window:
+        """Some of the windows, or some several times."""
+        return Window(self.values[index], self.mask[index], self.scale[index])
+
 
 def gather(
     series: Float[Tensor, "batch n"],
@@ -190,7 +194,7 @@ class Windows(Data):
             raise BadValue(f"{self.items[int(counts.argmin())].item}: no window lies in this part of the series")
         self._ends = counts.cumsum(0)
         self.values = padded(self.items)
-        self.level = mean_size(self.values.nan_to_num(), self.values.isfinite())
+        self.level = sizes(self.items)
         self.shape = (spec.length, 1) if told else spec.shape
         self.kinds = {"features": "map"} if told else {}
         self.refused, self.gaps = tuple(refused), bool(any((~one.observed).any() for one in self.items))
@@ -284,6 +288,11 @@ def padded(items: Sequence[Series]) -> Tensor:
     for row, one in zip(out, items, strict=True):
         row[: len(one)] = torch.from_numpy(one.values)
     return out
+
+
+def sizes(items: Sequence[Series]) -> Tensor:
+    """Mean absolute value of what is observed of each series, (items,)."""
+    return torch.tensor([float(np.abs(one.values[one.observed]).mean()) for one in items], dtype=torch.float64)
 
 
 def check_length(one: Series, spec: WindowSpec, steps: int) -> None:

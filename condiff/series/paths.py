@@ -1,0 +1,141 @@
+"""Sample paths of windows of which a part is observed.
+
+An unconditional model is led by its own denoised sample to what is observed (Kollovieh 2023): one training serves any
+pattern of missing values. A conditional one, which declares the condition ``features``, is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from condiff.conditions import Condition, Conditions
+from condiff.data.windows import Window, features
+from condiff.denoiser import Denoises, device_of
+from condiff.errors import BadValue, unknown
+from condiff.fields import checked
+from condiff.guidance import Energy, Quantile, SquaredError, quantile_levels
+from condiff.random import derive_seed
+from condiff.sampling import DDPM, Grid, Solver, Spaced, sample
+from condiff.typing import Float, Tensor
+
+BY = ("quantile", "squares")
+SHIFTS = ("mean", "state", "score")
+
+
+@dataclass(frozen=True, kw_only=True)
+@checked
+class SelfGuidance:
+    """How an unconditional model is led to what is observed.
+
+    Args:
+        by: ``"quantile"``: each sample path to a quantile of its own; ``"squares"``: all to the observed values.
+        scale: strength; the paper's for quantiles lie between 1 and 8. Squares diverge from about 10 on.
+        shift: what is displaced: ``"mean"`` of a step, the paper's for DDPM; ``"state"``, its released code;
+            ``"score"``, for solvers without noise. None for the mean with DDPM and the score otherwise.
+    """
+
+    by: str = "quantile"
+    scale: float = 4.0
+    shift: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.by not in BY:
+            raise unknown("guidance of a series", self.by, BY)
+        if self.shift is not None and self.shift not in SHIFTS:
+            raise unknown("shift", self.shift, SHIFTS)
+        if not self.scale >= 0.0:
+            raise BadValue(f"scale must be at least 0, got {self.scale}")
+
+    def around(self, denoiser: Denoises, solver: Solver, levels: Tensor) -> Energy:
+        """The guided denoiser of rows with the given quantile levels."""
+        shift = self.shift or ("mean" if isinstance(solver, DDPM) else "score")
+        return Energy(denoiser, Quantile(levels) if self.by == "quantile" else SquaredError(), self.scale, shift=shift)
+
+
+def paths(
+    denoiser: Denoises,
+    window: Window,
+    names: Sequence[Any],
+    *,
+    members: int = 100,
+    seed: int = 0,
+    **how: Any,
+) -> Float[Tensor, "members batch length"]:
+    """Sample paths of the series in each window, in its own units, float64.
+
+    Args:
+        denoiser: of windows, unconditional or told ``features``.
+        window: B windows with what is observed of them.
+        names: one for each window; a path depends on (seed, name, member) and its window only.
+        members: S, paths of each window.
+        how: guidance, solver, grid, steps, batch: see :func:`path_each`.
+
+    Raises:
+        BadValue: fewer than one member, a window of another shape than the model's.
+    """
+    check_members(members)
+    count = len(names)
+    seeds = [derive_seed(seed, name, j) for name in names for j in range(members)]
+    rows = window.rows(torch.arange(count).repeat_interleave(members))
+    found = path_each(denoiser, rows, quantile_levels(members, count), seeds, **how)
+    return found.unflatten(0, (count, members)).movedim(1, 0)
+
+
+def path_each(
+    denoiser: Denoises,
+    window: Window,
+    levels: Float[Tensor, " batch"],
+    seeds: Sequence[int],
+    *,
+    guidance: SelfGuidance | None = None,
+    solver: Solver | None = None,
+    grid: Grid | None = None,
+    steps: int = 100,
+    batch: int = 1024,
+) -> Float[Tensor, "batch length"]:
+    """One sample path of each window.
+
+    Args:
+        denoiser, window: as for :func:`paths`.
+        levels: the quantile that each path is led to, between 0 and 1.
+        seeds: one for each.
+        guidance: of an unconditional model, by quantiles at scale 4 by default.
+        solver, grid, steps: DDPM on all of 100 levels of the model's table by default.
+        batch: paths a network call.
+    """
+    told, solver = "features" in (getattr(denoiser, "kinds", None) or {}), solver or DDPM()
+    shape = (window.values.shape[1], 1 if told else window.values.shape[2])
+    if denoiser.shape is not None and tuple(denoiser.shape) != shape:
+        raise BadValue(
+            f"windows of {shape[0]} steps and {shape[1]} channels came to a model of {tuple(denoiser.shape)}: context, "
+            "horizon and lags are those of its training"
+        )
+    device, out = device_of(denoiser), []
+    for chunk in torch.arange(len(seeds)).split(max(1, batch)):
+        part, guided = window.rows(chunk), denoiser
+        if told:
+            cond = {"features": Condition(features(part, part.mask).float(), "map")}
+        else:
+            cond = {"observed": Condition(part.values.float(), "observation", mask=part.mask)}
+            guided = (guidance or SelfGuidance()).around(denoiser, solver, levels[chunk])
+        x = sample(
+            guided,
+            solver=solver,
+            grid=Spaced("trailing") if grid is None else grid,
+            steps=steps,
+            shape=shape,
+            cond=Conditions(cond).to(device),
+            seeds=[seeds[i] for i in chunk.tolist()],
+        )
+        out.append(x[..., 0].double().cpu() * part.scale[:, None])
+    return torch.cat(out)
+
+
+def check_members(members: Any) -> None:
+    """Raises :class:`BadValue` for a number of samples that is none, or below 1."""
+    if isinstance(members, bool) or not isinstance(members, int) or members < 1:
+        raise BadValue(f"the number of samples is at least 1, got {members!r}")
