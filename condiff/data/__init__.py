@@ -5,6 +5,7 @@ from condiff.data.clips import Clips, clips, of_clips, video
 from condiff.data.digits import digits
 from condiff.data.folders import find_pictures, images, pairs
 from condiff.data.frames import Triplets, triplets
+from condiff.data.hourly import hourly
 from condiff.data.latents import Encoded, encode_conditions, latents
 from condiff.data.loader import loader, shuffled
 from condiff.data.missing import PATTERNS, missing
@@ -80,6 +81,7 @@ __all__ = [
     "find_pictures",
     "find_scans",
     "frequency",
+    "hourly",
     "hub",
     "images",
     "latents",
