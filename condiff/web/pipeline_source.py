@@ -72,8 +72,9 @@ class PipelineSource(Source):
         self.uploads, self.limits = uploads, limits
         self.denoiser, self.family = self.wrapped.denoiser, self.wrapped.family
         channels = 3 if self.wrapped.codec is not None else self.family.shape[-3]
-        frames = () if self.family.frames is None else (self.family.frames,)
-        self.shape, self.viewer = (*frames, channels, *self.family.size), clips if frames else pictures
+        picture = (channels, *self.family.size)
+        count = self.family.frames
+        self.shape, self.viewer = (picture, pictures) if count is None else ((count, *picture), clips)
         self.told = next((kind for kind in TOLD if kind in self.denoiser.kinds), None)
         self.classes = self._classes() if self.told == "label" else []
         self.takes = self._takes()

@@ -154,7 +154,8 @@ export class Panel {
   // Small pictures are shown in whole pixels, large ones in large cells.
   sized(image) {
     const side = Math.max(image.naturalWidth, image.naturalHeight);
-    const size = side <= 32 ? 96 : side <= 64 ? 128 : side <= 160 ? 180 : 280;
+    const small = this.cells.length > 16 ? 72 : this.linked ? 84 : 96;
+    const size = side <= 32 ? small : side <= 64 ? 128 : side <= 160 ? 180 : 280;
     this.grid.style.setProperty("--cell", `${this.cells.length === 1 ? Math.max(size, 360) : size}px`);
     this.grid.classList.toggle("pixels", side <= 128);
   }
