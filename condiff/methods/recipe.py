@@ -39,7 +39,14 @@ from condiff.sampling import Grid, Hook, Solver, Uniform
 from condiff.sampling.joint import join
 from condiff.sampling.loop import as_grid
 from condiff.token_denoiser import TokenDenoiser
-from condiff.training import Denoising, JointDenoising, PrefixDenoising, TokenDenoising, TrainConfig
+from condiff.training import (
+    Denoising,
+    JointDenoising,
+    MultiModalDenoising,
+    PrefixDenoising,
+    TokenDenoising,
+    TrainConfig,
+)
 
 FIRST = "teacher"  # what the first training of several is called
 
@@ -85,7 +92,7 @@ class Recipe:
     process: Process | TokenProcess | Joint
     target: str | tuple[str, ...] = "velocity"
     precondition: Precondition = Plain()
-    objective: Denoising | TokenDenoising | JointDenoising | PrefixDenoising = Denoising()
+    objective: Denoising | TokenDenoising | JointDenoising | PrefixDenoising | MultiModalDenoising = Denoising()
     training: TrainConfig = TrainConfig()
     sampler: Sampler
     codec: Any = None
@@ -215,15 +222,20 @@ def embedding_for(kind: str, value: Any, classes: int | None) -> Spec:
     if kind == "tokens" and value.ndim == 3:
         return Tokens(value.shape[-1])
     if kind == "map":
-        return Map(value.shape[1])
+        return Map(_channels(value))
     if kind == "endpoint":
-        return Endpoint(value.shape[1])
+        return Endpoint(_channels(value))
     if kind == "frames" and value.ndim > 2:
         return Frames(value.shape[1], value.shape[2])
     raise BadValue(
         f"no default network takes a condition of kind {kind!r} and shape {tuple(value.shape)}: leave it out, give it "
         "as a label named label, a scalar, a vector or a map, or build the network in Python"
     )
+
+
+def _channels(value: Any) -> int:
+    """Of maps: the last axis of series (B, L, C), the one behind the batch of all others."""
+    return value.shape[-1 if value.ndim == 3 else 1]
 
 
 def default_token_network(shape: Sequence[int], vocab: int, count: int) -> TokenTransformerConfig:
