@@ -1,7 +1,7 @@
 """Laws: the mathematics of forward processes, with no network."""
 
 from condiff.process.categorical import Absorbing, MaskAndUniform, TokenProcess, UniformTokens
-from condiff.process.curves import VE, OffsetCosine, Sigmoid, SubVP
+from condiff.process.curves import VE, ClippedCosine, OffsetCosine, Sigmoid, SubVP
 from condiff.process.driven import Driven
 from condiff.process.endpoint import Bridge, Endpoint, Interpolant, Residual
 from condiff.process.gaussian import Gaussian, Process
@@ -41,6 +41,7 @@ __all__ = [
     "VE",
     "Absorbing",
     "Bridge",
+    "ClippedCosine",
     "Clocks",
     "Cosine",
     "CosineKeep",

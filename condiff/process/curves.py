@@ -56,6 +56,43 @@ class SubVP(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClippedCosine(Schedule):
+    """``alpha = cos(a t + b)``, ``sigma = sin(a t + b)``: a cosine whose log-SNR runs from ``limit`` to ``-limit``.
+
+    ``-2 log tan(a t + b)`` with ``b = atan(exp(-limit / 2))`` and ``a = pi / 2 - 2 b``: the schedule of progressive
+    distillation's models (Salimans & Ho 2022), whose data never vanish and are never without noise.
+    """
+
+    limit: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0.0:
+            raise BadValue(f"ClippedCosine needs limit > 0, got {self.limit}")
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        low = math.atan(math.exp(-0.5 * self.limit))
+        return low, 0.5 * math.pi - 2.0 * low
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.sigma(1.0 - t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        low, width = self._ends
+        return torch.sin(low + width * t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -self._ends[1] * self.sigma(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return self._ends[1] * self.alpha(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        low, width = self._ends
+        return ((torch.atan(torch.exp(-0.5 * log_snr.double())) - low) / width).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OffsetCosine(Schedule):
     """The cosine of Nichol & Dhariwal (2021), eq. 17, in continuous time, variance preserving.
 

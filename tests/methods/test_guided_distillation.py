@@ -15,7 +15,7 @@ from condiff.guidance import Distilled, Free
 from condiff.methods import guided_distillation
 from condiff.methods.facts import Facts
 from condiff.networks import MLP, DiT, UNet
-from condiff.process import Cosine, Gaussian, Interpolant, Prediction, Rectified, VPLinear, oracles
+from condiff.process import ClippedCosine, Cosine, Gaussian, Interpolant, Prediction, Rectified, VPLinear, oracles
 from condiff.sampling import DDIM, Overshoot, invert, sample
 from condiff.training import TruncatedSNR
 
@@ -333,6 +333,23 @@ def test_of_normal_data_both_ways_converge_to_the_flow(ways):
             errors.append(float((back - z).abs().max()))
     assert errors[0] / errors[1] == pytest.approx(2.0, abs=0.25)
     assert errors[1] / errors[2] == pytest.approx(2.0, abs=0.2)
+
+
+def test_the_papers_schedule():
+    """Its log-SNR runs from 20 to -20."""
+    schedule = ClippedCosine()
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    assert torch.allclose(schedule.log_snr(t), torch.tensor([20.0, 0.0, -20.0], dtype=torch.float64), atol=1e-9)
+    low = math.atan(math.exp(-10.0))
+    u = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
+    book = -2.0 * torch.log(torch.tan((math.atan(math.exp(10.0)) - low) * u + low))
+    assert torch.allclose(schedule.log_snr(u), book, atol=1e-9)
+    assert torch.allclose(schedule.time(schedule.log_snr(u)), u, atol=1e-12)
+    near = (schedule.alpha(u + 1e-6) - schedule.alpha(u)) / 1e-6
+    assert torch.allclose(schedule.d_alpha(u), near, atol=1e-5)
+    assert torch.allclose(schedule.alpha(u) ** 2 + schedule.sigma(u) ** 2, torch.ones(11, dtype=torch.float64))
+    with pytest.raises(BadValue, match="limit > 0"):
+        ClippedCosine(limit=0.0)
 
 
 # Refusals, configurations, recipe
