@@ -39,6 +39,7 @@ from condiff.sampling.solvers.dpm import DPMSolver, DPMSolverPP
 from condiff.sampling.solvers.dpm_v3 import DPMSolverV3
 from condiff.sampling.solvers.euler import Euler
 from condiff.sampling.solvers.heun import Heun
+from condiff.sampling.solvers.implicit import ImplicitDDIM
 from condiff.sampling.solvers.renoise import Renoise
 from condiff.sampling.solvers.runge_kutta import RungeKutta
 from condiff.sampling.solvers.sde import SDE
@@ -73,6 +74,7 @@ __all__ = [
     "Grid",
     "Heun",
     "Hook",
+    "ImplicitDDIM",
     "Inpaint",
     "Inversion",
     "ItoDensity",
