@@ -74,7 +74,7 @@ def test_clips_from_words_and_from_a_picture():
     source = served(wan(), size=(16, 16), frames=5)
     made, heard = make(source, prompt="a fox", steps=2)
     assert made.x.ndim == 5 and tuple(made.x.shape[1:]) == source.shape and list(source.files(made)) == ["npz"]
-    assert heard[-1]["view"]["items"][0].startswith("data:image/png")
+    assert heard[0]["view"]["items"][0].startswith("data:image/png")
     source = served(stable_video_diffusion(), size=(16, 16), frames=2)
     with pytest.raises(BadValue, match="choose one"):
         make(source, steps=2)

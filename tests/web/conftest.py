@@ -8,6 +8,12 @@ from served import SMALL, open_run, train
 from condiff.data import write_phantoms
 
 
+@pytest.fixture(autouse=True)
+def every_step_is_shown(monkeypatch):
+    """However slow the machine is at the moment."""
+    monkeypatch.setattr("condiff.web.watching.QUICK", 60.0)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     return train(tmp_path_factory.mktemp("web") / "digits", "digits")

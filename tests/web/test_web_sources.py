@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,6 +76,17 @@ def test_steps_show_what_the_model_believes(digits):
     assert all(v["kind"] == "picture" and pixels(v["items"][0]).shape == (8, 8) for v in views)
     assert views[0]["items"] != views[-1]["items"]
     assert views[-1] == source.viewer(made.x)  # Euler's last step ends where the model believes
+
+
+def test_slow_views_take_a_quarter_of_the_time_at_most(digits, monkeypatch):
+    source = open_run(digits)
+    monkeypatch.setattr("condiff.web.watching.QUICK", 0.0)
+    clock = iter(range(10_000))  # a second passes each time that it is read: views are as slow as steps
+    monkeypatch.setattr("condiff.web.watching.time.perf_counter", lambda: float(next(clock)))
+    _, heard = make(source, num=1, steps=40)
+    shown = [m["index"] for m in heard if m["view"] is not None]
+    assert len(heard) == 40 and shown[0] == 1 and 4 <= len(shown) <= 20
+    assert max(b - a for a, b in pairwise(shown)) <= 6
 
 
 def test_text(text, tmp_path):
