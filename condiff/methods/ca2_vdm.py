@@ -231,9 +231,9 @@ def time_of_chunks(chosen: Recipe, seed: int) -> tuple[dict[str, list[float]], f
     The network has random weights, which time doesn't depend on, and positions for all frames.
     """
     frames = GIVEN + CHUNKS * CHUNK
-    chosen = replace(chosen, network=replace(chosen.network, max_frames=frames, patch=2))
+    chosen = replace(chosen, network=replace(chosen.network, max_frames=frames, patch=4))
     denoiser = shaken(chosen.denoiser(seed).eval(), seed)
-    first = bouncing_ball(4, frames=GIVEN, side=16, speed=SPEED, seed=seed).batch(range(4))["x"]
+    first = bouncing_ball(2, frames=GIVEN, side=16, speed=SPEED, seed=seed).batch(range(2))["x"]
     best = {name: [math.inf] * CHUNKS for name in ("cached", "recomputed")}
     videos = {}
     for _ in range(3):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -109,8 +109,8 @@ class PrefixDenoising:
         noise = process.noise_law.sample(rng, x.shape, x.dtype, x.device)
         cond = without(batch.cond, self.left_out)
         cond = cond if self.transform is None else self.transform(cond, t=t, rng=rng, training=training)
-        mask = batch.mask
-        if isinstance(mask, Tensor) and mask.shape[1] > 1:
+        mask = cast("Tensor | None", batch.mask)
+        if mask is not None and mask.shape[1] > 1:
             mask = mask[:, start + prefix : start + frames]
         given = x[:, :prefix]
         if self.perturb > 0.0:
