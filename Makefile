@@ -23,8 +23,8 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
-	$(BIN)/ruff check condiff tests benchmarks docs
-	$(BIN)/ruff format --check condiff tests benchmarks docs
+	$(BIN)/ruff check condiff tests benchmarks docs examples
+	$(BIN)/ruff format --check condiff tests benchmarks docs examples
 
 types: install
 	$(BIN)/pyright condiff

@@ -4,7 +4,15 @@
 solvers, guidance and tools then run on it.
 """
 
-from condiff.interop.backbones import Classes, Family, Plain2D, TextAndPooled, TextTokens
+from condiff.interop.backbones import (
+    Classes,
+    Family,
+    Plain2D,
+    TextAndPooled,
+    TextTokens,
+    control_interval,
+    dynamic_scale,
+)
 from condiff.interop.export import as_guider, as_scheduler
 from condiff.interop.frames import encode_frames, load_vae
 from condiff.interop.lora import add_lora, save_lora
@@ -23,6 +31,8 @@ __all__ = [
     "add_lora",
     "as_guider",
     "as_scheduler",
+    "control_interval",
+    "dynamic_scale",
     "encode_frames",
     "grid_of",
     "load_vae",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.process import EDM, Discrete, Gaussian, Level, Rectified
 from condiff.process.algebra import Weight
 from condiff.process.table import zero_terminal_snr
+from condiff.sampling.spacing import resolution_shift
 
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "x0"}
 RULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
@@ -131,9 +133,9 @@ def shift_options(scheduler: Any, tokens: int) -> dict[str, float]:
     config = scheduler.config
     if not config.get("use_dynamic_shifting", False):
         return {}
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return {"mu": low + (high - low) * (tokens - few) / (many - few)}
+    base = config.get("base_image_seq_len", 256), config.get("base_shift", 0.5)
+    highest = config.get("max_image_seq_len", 4096), config.get("max_shift", 1.15)
+    return {"mu": math.log(resolution_shift(tokens, base=base, highest=highest))}
 
 
 def stepped(scheduler: Any, steps: int | None, **options: Any) -> Any:
