@@ -45,9 +45,11 @@ from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.metrics import Pixels, class_accuracy, digit_classifier, frechet
 from condiff.multimodal import Image, Label, Modalities, Modality, MultiModal, MultiModalConfig, Values, Vector
 from condiff.networks import MLPConfig
-from condiff.process import Discrete, Driven
+from condiff.process import Discrete, Driven, Process
+from condiff.process.table import table_size
 from condiff.sampling import DDPM, Uniform, sample_modalities
-from condiff.training import Denoising, DiscreteTimes, MultiModalDenoising, train
+from condiff.sampling.multimodal import FIRST
+from condiff.training import Denoising, DiscreteTimes, MultiModalDenoising, UniformTimes, train
 
 STEPS, SAMPLED = 1000, 100  # of the chain, and those that samples take by default
 
@@ -65,10 +67,10 @@ def modality_of(value: Tensor, classes: int | None) -> Modality:
             f"values of {value.dtype} and shape {tuple(value.shape[1:])} have no default modality: pictures, vectors "
             "and the class label have"
         )
-    shape, moments = tuple(value.shape[1:]), {"mean": float(value.mean()), "std": float(value.std())}
+    shape, mean, std = tuple(value.shape[1:]), float(value.mean()), float(value.std())
     if len(shape) == 1:
-        return Vector(shape[0], **moments)
-    return Image(*shape, **moments) if len(shape) == 3 else Values(shape, **moments)
+        return Vector(shape[0], mean=mean, std=std)
+    return Image(*shape, mean=mean, std=std) if len(shape) == 3 else Values(shape, mean=mean, std=std)
 
 
 def recipe(facts: Facts) -> Recipe:
@@ -79,9 +81,9 @@ def recipe(facts: Facts) -> Recipe:
             "condiff train digits --joint label"
         )
     kinds = {name: modality_of(value, facts.classes.get(name)) for name, value in facts.examples.items()}
-    first = next(iter(kinds))
-    if isinstance(kinds[first], Vector):
-        kinds[first] = replace(kinds[first], own=True)
+    first, main = next(iter(kinds.items()))
+    if isinstance(main, Vector):
+        kinds[first] = replace(main, own=True)
     carried, process = Modalities(kinds), Driven(schedule=Discrete.ddpm(STEPS))
     network = default_network(carried.shape, {**facts.embeddings, **carried.conditions()})
     return Recipe(
@@ -116,7 +118,7 @@ class MTDiffusion:
         self,
         modalities: Mapping[str, Modality] | Modalities,
         network: Any = None,
-        process: Driven | None = None,
+        process: Process | None = None,
         *,
         told: bool | None = None,
         weights: Mapping[str, float] | None = None,
@@ -156,9 +158,11 @@ class MTDiffusion:
         return sample_modalities(self.model, num, **options)
 
 
-def objective(process: Driven, **options: Any) -> MultiModalDenoising:
+def objective(process: Process, **options: Any) -> MultiModalDenoising:
     """The loss at the steps of a chain, uniformly."""
-    return MultiModalDenoising(latent=Denoising(times=DiscreteTimes(grid=process.schedule.steps)), **options)
+    size = table_size(process)
+    times = UniformTimes(low=FIRST) if size is None else DiscreteTimes(grid=size)
+    return MultiModalDenoising(latent=Denoising(times=times), **options)
 
 
 # Reproduction: digits and their labels
@@ -224,7 +228,7 @@ def measured(joint: MTDiffusion, alone: MTDiffusion, seed: int) -> dict[str, flo
 
 def reproduce(budget: str = "small") -> Reproduction:
     """Digits and labels: quality beside images alone, agreement, and both conditional directions."""
-    lab = Lab("multi-task-diffusion", budget, steps=3000, batch=128)
+    lab = Lab("multi-task-diffusion", budget, steps=1500, batch=128)
     figures: dict[str, list[float]] = {}
     for seed in lab.seeds:
         joint, alone = trained(lab, seed, "image", "label"), trained(lab, seed, "image")

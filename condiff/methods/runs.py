@@ -314,7 +314,11 @@ def open_run(folder: Path, resume: bool = False) -> RunFolder:
     request = DataRequest(source=stored["source"], paths=tuple(stored["paths"]), options=stored["options"])
     kept = replace(request, options=kept_options(request.source, request.options, folder))
     here = kept.is_here() or "remembered" not in config
-    data = kept.open() if here else (recalled(config["remembered"], kept.options),) * 2
+    if here:
+        data = kept.open()
+    else:
+        one = recalled(config["remembered"], kept.options)
+        data = (one, one)
     run = RunFolder(folder, from_config(config["recipe"]), kept, data, resume=resume)
     run.weights = weights
     mark = config.get("data", {}).get("fingerprint")

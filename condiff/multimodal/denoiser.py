@@ -62,8 +62,9 @@ class MultiModal(nn.Module):
         self.heads = nn.ModuleDict({name: self.modalities[name].head(network, parts[name]) for name in parts})
 
     def _check(self) -> None:
-        network, process, shape = self.network, self.process, self.modalities.shape
-        if not isinstance(network, nn.Module) or not hasattr(network, "token_size"):
+        network: Any = self.network
+        process, shape = self.process, self.modalities.shape
+        if not hasattr(network, "token_size"):
             raise BadType(f"heads read the features of a DiT, a UNet or an MLP, not of {type(network).__name__}")
         if tuple(network.config.shape) != shape:
             raise Incompatible(f"the latent has shape {shape}, the network is for {tuple(network.config.shape)}")

@@ -65,7 +65,7 @@ def sample_modalities(
     *,
     known: Known | None = None,
     how: str | None = None,
-    aggregate: str | Callable[[Prediction, Run], Tensor] = "latent",
+    aggregate: str | Callable[[Prediction, Run], Tensor] | None = None,
     decode: str = "mode",
     cond: Mapping[str, Any] | Conditions | None = None,
     solver: Solver | None = None,
@@ -87,7 +87,9 @@ def sample_modalities(
             they replace their predictions in the aggregate of an untold network. ``"overwritten"``: they are noised
             and put into their channels before every prediction (RePaint; repeats of the grid make it better). Told by
             default where the network can be, else replaced, with a warning: the two aren't exact.
-        aggregate: where the predicted drive comes from: the trunk's ``"latent"``, the ``"heads"``, or a function.
+        aggregate: where the predicted drive comes from: the trunk's ``"latent"``, the ``"heads"`` with what is known in
+            its place, or a function. By default the heads where something is told (unless guidance changes the
+            latent's prediction), else the latent.
         decode: the ``"mode"`` of what the heads say, or a ``"draw"``.
         solver: ancestral sampling by default.
         steps: of the latent; by default all of the process's table.
@@ -102,7 +104,7 @@ def sample_modalities(
     for what, (given, names) in options.items():
         if given not in names:
             raise unknown(what, given, [n for n in names if n])
-    if not callable(aggregate) and aggregate not in AGGREGATES:
+    if not callable(aggregate) and aggregate not in (None, *AGGREGATES):
         raise unknown("aggregate", aggregate, AGGREGATES)
     given = _rows(model, known or {}, num, seeds)
     if len(given) == len(model.modalities):
@@ -114,6 +116,8 @@ def sample_modalities(
     source = as_source(next((r for r in (seed, seeds, rng) if r is not None), None))
     if denoiser is not model and (how == "replaced" or aggregate == "heads"):
         raise Incompatible("guidance changes the latent's prediction, which aggregates of what the heads say overrule")
+    if aggregate is None:
+        aggregate = "heads" if how == "told" and denoiser is model else "latent"
     told = as_conditions(cond, model.kinds, device_of(model))
     if how == "told":
         told = told.replace(**model.modalities.known(given))
@@ -184,7 +188,7 @@ def _how(model: Any, how: str | None) -> str:
     return how or ("told" if model.told else "replaced")
 
 
-def _hooks(model: Any, known: Mapping[str, Tensor], how: str | None, aggregate: Any) -> list[Hook]:
+def _hooks(model: Any, known: Mapping[str, Tensor], how: str | None, aggregate: Any) -> list[Any]:
     modalities = model.modalities
     if how == "overwritten":
         masks = [modalities.own(name, len(value)) for name, value in known.items()]
@@ -192,7 +196,8 @@ def _hooks(model: Any, known: Mapping[str, Tensor], how: str | None, aggregate: 
         placed = torch.stack([modalities.encode(name, value) for name, value in known.items()]).sum(0)
         return [Inpaint(placed, mask), *_hooks(model, {}, None, aggregate)]
     if callable(aggregate):
-        return [Aggregated(modalities, rule=aggregate)]
+        rule: Any = aggregate
+        return [Aggregated(modalities, rule=rule)]
     if how == "replaced" or aggregate == "heads":
         return [Aggregated(modalities, known)]
     return []
