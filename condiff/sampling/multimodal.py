@@ -88,8 +88,8 @@ def sample_modalities(
             and put into their channels before every prediction (RePaint; repeats of the grid make it better). Told by
             default where the network can be, else replaced, with a warning: the two aren't exact.
         aggregate: where the predicted drive comes from: the trunk's ``"latent"``, the ``"heads"`` with what is known in
-            its place, or a function. By default the heads where something is told (unless guidance changes the
-            latent's prediction), else the latent.
+            its place, or a function. By default the heads, whose losses count at every level alike, where the
+            latent's noise says little of a class at much noise; the latent under guidance, which changes that.
         decode: the ``"mode"`` of what the heads say, or a ``"draw"``.
         solver: ancestral sampling by default.
         steps: of the latent; by default all of the process's table.
@@ -117,7 +117,7 @@ def sample_modalities(
     if denoiser is not model and (how == "replaced" or aggregate == "heads"):
         raise Incompatible("guidance changes the latent's prediction, which aggregates of what the heads say overrule")
     if aggregate is None:
-        aggregate = "heads" if how == "told" and denoiser is model else "latent"
+        aggregate = "heads" if denoiser is model else "latent"
     told = as_conditions(cond, model.kinds, device_of(model))
     if how == "told":
         told = told.replace(**model.modalities.known(given))
