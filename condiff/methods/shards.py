@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -103,37 +104,33 @@ class Blocks:
         remove(self.folder)
 
 
-def digest(*tensors: Any) -> str:
-    """A hash of tensors, dictionaries of them and None."""
-    out = hashlib.sha256()
-    for one in tensors:
-        parts = sorted(one.items()) if isinstance(one, Mapping) else [("", one)]
-        for name, value in parts:
-            out.update(f"{name} {None if value is None else (value.dtype, tuple(value.shape))}".encode())
-            if isinstance(value, Tensor):
-                out.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return out.hexdigest()
-
-
 def settings_of(plan: Plan, **asked: Any) -> dict[str, Any]:
-    """What the samples of a plan depend on; ``asked`` is what the plan can't tell, such as the hash of the weights."""
-    sampler = plan.sampler
-    return {
-        "num": plan.num,
-        "seed": plan.seed,
-        "batch": plan.batch,
-        "solver": repr(sampler.solver),
-        "grid": repr(sampler.grid),
-        "steps": sampler.steps,
-        "guidance": sampler.guidance,
-        "hooks": repr(sampler.hooks),
-        "conditions": digest(plan.cond),
-        "classes": plan.names,
-        "given": digest(*(plan.known or ())),
-        "device": torch.device(plan.device).type,
-        "versions": versions(),
-        **asked,
-    }
+    """What the samples of a plan depend on: its fields and its sampler's, but for those that are known otherwise.
+
+    Args:
+        asked: what stands for those, such as the hash of the weights, and of the file that the initial law is from.
+    """
+    own = {f.name: _plain(getattr(plan, f.name)) for f in fields(plan) if f.name not in OTHERWISE}
+    how = {f.name: _plain(getattr(plan.sampler, f.name)) for f in fields(plan.sampler) if f.name != "prior"}
+    return {**own, **how, "versions": versions(), **asked}
+
+
+# Fields of a plan that follow from the run, from other fields, or change nothing.
+OTHERWISE = ("denoiser", "recipe", "sampler", "data", "codec", "truth", "labels", "columns")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON: itself, a hash of tensors, or how it is written."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.device):
+        return value.type
+    if isinstance(value, Tensor):
+        bits = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(bits).hexdigest()}"
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else repr(value)
 
 
 def needed(plan: Plan, out: Path) -> bool:

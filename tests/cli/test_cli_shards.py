@@ -153,7 +153,7 @@ def interrupted(runs, tmp_path, monkeypatch):
         (["--batch", "4"], "batch is 3 in the file and 4 here"),
         (["--num", "10"], "num is 9 in the file and 10 here"),
         (["--steps", "7"], "steps is 6 in the file and 7 here"),
-        (["--label", "3"], "conditions is"),
+        (["--label", "3"], "cond.label is"),
         (["--weights", "raw"], "weights is"),
         (["--set", "solver.churn=0.5", "--solver", "heun"], "solver is"),
     ],
