@@ -17,7 +17,7 @@ from condiff.interop.export import as_guider, as_scheduler
 from condiff.interop.frames import encode_frames, load_vae
 from condiff.interop.lora import add_lora, save_lora
 from condiff.interop.pipelines import Wrapped, wrap
-from condiff.interop.schedulers import ContinuousV, Whole, grid_of, process_of
+from condiff.interop.schedulers import ContinuousV, Whole, grid_of, precondition_of, process_of
 
 __all__ = [
     "Classes",
@@ -36,6 +36,7 @@ __all__ = [
     "encode_frames",
     "grid_of",
     "load_vae",
+    "precondition_of",
     "process_of",
     "save_lora",
     "wrap",

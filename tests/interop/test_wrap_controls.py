@@ -157,6 +157,9 @@ def test_controls_of_the_wrong_sort_are_refused():
     other.controlnet = nn.Linear(1, 1)
     with pytest.raises(Incompatible, match="ControlNetModel is known, got Linear"):
         wrap(other)
+    other.unet = text_unet(in_channels=9)
+    with pytest.raises(Incompatible, match="inpainting network with ControlNets"):
+        wrap(other)
 
 
 # Pictures that are changed

@@ -49,9 +49,7 @@ class Backbone(nn.Module):
         """The network's attentions, ready for paired rows; see :func:`condiff.networks.add_pair`."""
         return make_sites(self.net)
 
-    def forward(
-        self, x: Tensor, time: Tensor, cond: Conditions, pairing: Pairing | None = None, **options: Any
-    ) -> Any:
+    def forward(self, x: Tensor, time: Tensor, cond: Conditions, pairing: Pairing | None = None, **options: Any) -> Any:
         """``pairing`` says which rows attend to each other; ``options`` go to the diffusers network as they are."""
         if pairing is not None:
             options["cross_attention_kwargs"] = {"pairing": pairing}

@@ -19,6 +19,7 @@ from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible
 from condiff.interop.backbones.base import Family, need
 from condiff.interop.backbones.flux import Flux, packed, places
+from condiff.interop.backbones.inpainting import mask_kinds
 from condiff.interop.backbones.stable_diffusion import StableDiffusion
 from condiff.interop.backbones.stable_diffusion_3 import StableDiffusion3
 from condiff.interop.backbones.stable_diffusion_xl import StableDiffusionXL
@@ -225,6 +226,8 @@ class ControlNets(Family):
         return [self.pipe.controlnet] if several is None else list(several)
 
     def check(self) -> None:
+        if self.kind is ControlledUNet and mask_kinds(self.net):
+            raise Incompatible("an inpainting network with ControlNets beside it isn't known here")
         for net in self.nets:
             if type(net).__name__ != self.kind.kind:
                 raise Incompatible(f"beside this network {self.kind.kind} is known, got {type(net).__name__}")
