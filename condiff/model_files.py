@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from condiff.aligned import Aligned
 from condiff.codecs import Codec
 from condiff.config import from_config, read_json, to_config
 from condiff.denoiser import Denoiser
@@ -41,7 +42,7 @@ def ema_file(name: str | None = None) -> str:
 
 def describe(part: Any) -> Any:
     """A denoiser's or another part's configuration; of one that condiff doesn't publish, a note of its type."""
-    if isinstance(part, Model):
+    if isinstance(part, Model | Aligned):
         return part.config()
     try:
         return to_config(part)
@@ -130,6 +131,8 @@ def load_model(
 
 def _build(config: Mapping[str, Any], network: nn.Module | None, process: Process | TokenProcess | None) -> Model:
     """The denoiser of a configuration, of one network or of several, of tokens where it says ``time_free``."""
+    if "aligned" in config:
+        raise BadValue("these are the weights of a pair alone: condiff.methods.unicon.UniCon.load(base, folder)")
     if "time_free" in config:
         return TokenDenoiser.from_config(config, network=network, process=cast("TokenProcess | None", process))
     if "modalities" in config:

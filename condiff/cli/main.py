@@ -22,8 +22,10 @@ from condiff.cli.interpolate import Interpolate
 from condiff.cli.methods import Cite, Methods, Reproduce
 from condiff.cli.restore import Restore
 from condiff.cli.sample import Sample
+from condiff.cli.series import Forecast, Impute, Refine
 from condiff.cli.serve import Serve
 from condiff.cli.statistics import Kinetic, Statistics
+from condiff.cli.tie import Companions, Tie
 from condiff.cli.train import Train
 from condiff.errors import BadFile, BadType, BadValue, CondiffError, Incompatible, MissingExtra
 
@@ -70,12 +72,17 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
         | Annotated[Sample, command("sample")]
         | Annotated[Serve, command("serve")]
         | Annotated[Restore, command("restore")]
+        | Annotated[Tie, command("tie")]
+        | Annotated[Companions, command("companions")]
         | Annotated[Interpolate, command("interpolate")]
         | Annotated[Evaluate, command("evaluate")]
         | Annotated[Classify, command("classify")]
         | Annotated[I2VStats, command("i2v-stats")]
         | Annotated[Statistics, command("statistics")]
         | Annotated[Kinetic, command("kinetic")]
+        | Annotated[Forecast, command("forecast")]
+        | Annotated[Impute, command("impute")]
+        | Annotated[Refine, command("refine")]
         | Annotated[Info, command("info")]
         | Annotated[Push, command("push")]
         | Annotated[Pull, command("pull")]

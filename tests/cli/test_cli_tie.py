@@ -1,0 +1,110 @@
+"""``condiff tie`` and ``condiff companions``: UniCon from folders to folders."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from terminal import TINY, run
+
+from condiff.cli.main import main
+from condiff.errors import BadValue
+from condiff.model_files import load_model
+
+
+def pictures(folder, seed, count=12):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"p{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tie")
+    cells, outlines = pictures(root / "cells", 0), pictures(root / "outlines", 1)
+    argv = ["train", "images", "--data", cells, *TINY, "--set", "training.batch=4", "--steps", "2"]
+    assert main([str(a) for a in [*argv, "--out", root / "base"]]) == 0
+    argv = [
+        "tie",
+        root / "base",
+        "--data",
+        cells,
+        "--data",
+        outlines,
+        "--name",
+        "outline",
+        "--rank",
+        "2",
+        "--steps",
+        "2",
+    ]
+    assert main([str(a) for a in [*argv, "--rank", "2", "--batch", "4", "--quiet", "--out", root / "tied"]]) == 0
+    return root / "tied"
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def sizes(folder):
+    return {path.name: pixels(path).shape[:2] for path in sorted(folder.iterdir())}
+
+
+def test_every_direction(capsys, tied, tmp_path):
+    new = pictures(tmp_path / "new", 2, count=2)
+    steps = ["--steps", "2", "--json"]
+    said = json.loads(run(capsys, "companions", tied, "--known", f"outline={new}", "--out", tmp_path / "a", *steps).out)
+    assert (said["num"], said["steps"], said["known"]) == (2, 2, ["outline"])
+    assert sizes(tmp_path / "a" / "image") == {"p0.png": (16, 16), "p1.png": (16, 16)}
+    assert np.array_equal(pixels(tmp_path / "a" / "outline" / "p0.png"), pixels(new / "p0.png"))
+    run(capsys, "companions", tied, "--known", f"image={new / 'p1.png'}", "--out", tmp_path / "b", *steps)
+    assert list(sizes(tmp_path / "b" / "outline")) == ["p1.png"]
+    run(capsys, "companions", tied, "--num", "3", "--out", tmp_path / "c.png", *steps)
+    assert pixels(tmp_path / "c.png").shape[1] > 4 * 64
+    known = ["--known", f"outline={new}", "--hold", "outline=0.5"]
+    run(capsys, "companions", tied, *known, "--solver", "unipc", "--out", tmp_path / "d", "--steps", "3")
+    assert len(sizes(tmp_path / "d" / "image")) == 2
+
+
+def test_the_run_holds_the_adapter_alone(tied):
+    about = json.loads((tied / "config.json").read_text())
+    assert about["tie"]["name"] == "outline" and about["denoiser"]["variables"] == ["image", "outline"]
+    assert (tied / "pair" / "first" / "adapter_model.safetensors").is_file()
+    with pytest.raises(BadValue, match="weights of a pair alone"):
+        load_model(tied)
+    base = (tied.parent / "base" / "model.safetensors").stat().st_size
+    assert (tied / "model.safetensors").stat().st_size < base
+
+
+def test_bad_input(capsys, tied, tmp_path):
+    new = pictures(tmp_path / "new", 2, count=2)
+    both = ["--known", f"outline={new}", "--known", f"image={new}"]
+    for words, said in (
+        (["companions", tied, "--known", f"outlin={new}"], "Did you mean 'outline'"),
+        (["companions", tied, "--known", "outline"], "NAME=PATH"),
+        (["companions", tied, "--known", f"outline={tmp_path / 'none'}"], "none"),
+        (["companions", tied, *both], "nothing is left to sample"),
+        (["companions", tied, "--known", f"outline={new}", "--hold", "outline=2"], "a number in (0, 1]"),
+        (["companions", tied, "--hold", "outline=0.5"], "unknown variable"),
+        (["companions", tied, "--known", f"outline={new}", "--num", "5"], "leave --num out"),
+        (["companions", tied, "--num", "1", "--solver", "heun", "--steps", "4"], "evaluates more than once"),
+        (["companions", tied.parent / "base"], "no run of `condiff tie`"),
+        (["tie", tied.parent / "base", "--data", new], "--data PICTURES --data COMPANIONS"),
+        (["tie", tied.parent / "base", "--data", new, "--data", new, "--name", "image"], "another --name"),
+        (["tie", tied.parent / "base", "--data", new, "--data", new, "--out", tied], "exists already"),
+    ):
+        out = ["--out", tmp_path / "out"] if "--out" not in words else []
+        assert said in run(capsys, *words, *out, code=2).err
+    assert "exists already" in run(capsys, "companions", tied, "--out", new, code=2).err
+
+
+def test_a_base_that_is_gone(capsys, tied, tmp_path):
+    shutil.copytree(tied, tmp_path / "tied")
+    about = json.loads((tied / "config.json").read_text())
+    about["tie"]["run"] = str(tmp_path / "gone")
+    (tmp_path / "tied" / "config.json").write_text(json.dumps(about))
+    assert "isn't there any more" in run(capsys, "companions", tmp_path / "tied", code=2).err
