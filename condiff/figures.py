@@ -143,6 +143,48 @@ def series(
     return Path(path)
 
 
+FAN = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles of a fan
+
+
+def fans(
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    path: str | Path,
+    *,
+    truth: Sequence[np.ndarray] | None = None,
+    columns: int = 3,
+) -> Path:
+    """Forecasts: what was before, and the quantiles :data:`FAN` of what comes.
+
+    Args:
+        panels: title, past (n,), quantiles (5, H) of each.
+        truth: what came, (H,) each, drawn over the fans.
+
+    Raises:
+        BadValue: nothing to draw.
+    """
+    if not panels:
+        raise BadValue("no forecasts to draw")
+    plt, columns = _pyplot(), min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (3.8 * columns, 2.1 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for i, (axis, (title, past, fan)) in enumerate(zip(axes.flat, panels, strict=False)):
+        steps = np.arange(fan.shape[1])
+        axis.plot(np.arange(-len(past), 0), past, color="#4a5561", linewidth=1.0)
+        for low, high, opacity in ((0, 4, 0.2), (1, 3, 0.35)):
+            axis.fill_between(steps, fan[low], fan[high], color="#2f6fab", alpha=opacity, linewidth=0)
+        axis.plot(steps, fan[2], color="#2f6fab", linewidth=1.3)
+        if truth is not None:
+            axis.plot(steps, truth[i], color="#c0392b", linewidth=1.0, linestyle="--")
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=7)
+    figure.savefig(Path(path), dpi=110)
+    plt.close(figure)
+    return Path(path)
+
+
 def bars(
     rows: Sequence[tuple[str, str, Sequence[float], str, Sequence[float]]], path: str | Path, *, title: str
 ) -> Path:

@@ -24,6 +24,7 @@ from condiff.cli.restore import Restore
 from condiff.cli.sample import Sample
 from condiff.cli.series import Forecast, Impute, Refine
 from condiff.cli.serve import Serve
+from condiff.cli.series import Forecast, Impute, Refine
 from condiff.cli.statistics import Kinetic, Statistics
 from condiff.cli.tie import Companions, Tie
 from condiff.cli.train import Train
@@ -80,6 +81,9 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
         | Annotated[I2VStats, command("i2v-stats")]
         | Annotated[Statistics, command("statistics")]
         | Annotated[Kinetic, command("kinetic")]
+        | Annotated[Forecast, command("forecast")]
+        | Annotated[Impute, command("impute")]
+        | Annotated[Refine, command("refine")]
         | Annotated[Forecast, command("forecast")]
         | Annotated[Impute, command("impute")]
         | Annotated[Refine, command("refine")]

@@ -31,6 +31,7 @@ class Train:
       condiff train text --data corpus.txt
       condiff train text --data corpus.txt --tokenizer bpe --length 128
       condiff train video --data clips/ --given 1 --size 64 --method ca2-vdm
+      condiff train series --data load.csv --freq H --horizon 24
       condiff train volumes --data scans/ --target t2 --condition t1 pd --method cwdm
       condiff train digits --joint label
       condiff train digits --set network.width=128 --set training.ema=[0.99,0.999]
@@ -38,7 +39,7 @@ class Train:
     """
 
     source: Source = None
-    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, volumes, video, text, arrays, parquet, hub."""
+    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, volumes, video, text, series, arrays, hub, ..."""
 
     data: Several = ()
     """Folder, file or Hub name; twice for pairs (degraded, then clean) and unpaired (source, then target)."""
@@ -54,6 +55,15 @@ class Train:
 
     tokenizer: OptionalText = None
     """"char", "bpe" (learnt from the text), or a tokenizer's .json file; "char" by default."""
+
+    freq: OptionalText = None
+    """Of series: their frequency, such as H, D or 15min."""
+
+    horizon: OptionalInt = None
+    """Of series: how many steps are to be forecast."""
+
+    context: OptionalInt = None
+    """Of series: how many steps before are given; 336 hours or 360 days by default."""
 
     target: OptionalText = None
     """Of volumes: the modality that is to be made, as the files' names say it."""
@@ -144,6 +154,7 @@ class Train:
         options = {"size": self.size} if self.size is not None else {}
         options |= {"skip_bad": True} if self.skip_bad else {}
         words = {"length": self.length, "tokenizer": self.tokenizer, "target": self.target}
+        words |= {"freq": self.freq, "horizon": self.horizon, "context": self.context}
         words |= {"given": self.given, "frames": self.frames}
         words |= {"condition": list(flat(self.condition))} if self.condition else {}
         words |= {"joint": list(flat(self.joint))} if self.joint else {}

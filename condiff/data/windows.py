@@ -211,6 +211,16 @@ class Windows(Data):
         return lines + ([f"{missing_share:.1%} of the values are missing"] if self.gaps else [])
 
     @property
+    def start(self) -> str:
+        """The first timestamp of all series."""
+        return str(min(one.start for one in self.items))
+
+    @property
+    def sizes(self) -> list[float]:
+        """Mean absolute value of each series."""
+        return self.level.tolist()
+
+    @property
     def value_range(self) -> tuple[float, float]:
         some = self.batch(torch.linspace(0, len(self) - 1, min(len(self), 256), dtype=torch.float64).long())["x"]
         return float(some.min()), float(some.max())

@@ -10,6 +10,9 @@ from typing import Any
 
 # What each figure of metrics.json means, and which way is better.
 MEANING = {
+    "crps": "weighted quantile loss of forecasts of the series' ends (lower; see crps_seasonal_naive)",
+    "crps_seasonal_naive": "the same of seasonal naive forecasts",
+    "linear_predictive_score": "error of a linear forecaster that was fitted on new series (lower)",
     "class_accuracy": "share of samples that a classifier of real data assigns to the class asked for (higher)",
     "frechet": "Fréchet distance to held-out data in features (lower)",
     "kernel": "kernel distance to held-out data in features (lower)",

@@ -21,6 +21,7 @@ from condiff.metrics.discrepancy import (
 from condiff.metrics.evaluate import class_accuracy, evaluate
 from condiff.metrics.features import Classifies, Features, ImageFeatures, Pixels, inception
 from condiff.metrics.forecast import (
+    DECILES,
     crps,
     crps_quantiles,
     normalised_deviation,
@@ -46,6 +47,7 @@ from condiff.metrics.predictive import linear_predictive_score, ridge
 from condiff.metrics.token_likelihood import OrderBound, order_bound
 
 __all__ = [
+    "DECILES",
     "RBF",
     "Calibration",
     "Classifies",

@@ -34,6 +34,7 @@ from condiff.methods.kinds.together import Together
 from condiff.methods.kinds.tokens import Text, Tokens
 from condiff.methods.kinds.vectors import Series, Vectors
 from condiff.methods.kinds.volumes import Scans, Volumes
+from condiff.methods.kinds.windows import SeriesWindows
 
 KINDS: tuple[Kind, ...] = (
     Together(),
@@ -44,6 +45,7 @@ KINDS: tuple[Kind, ...] = (
     Volumes(),
     Pictures(),
     Fields(),
+    SeriesWindows(),
     Series(),
     Vectors(),
 )
@@ -57,6 +59,7 @@ __all__ = [
     "Pictures",
     "Scans",
     "Series",
+    "SeriesWindows",
     "Text",
     "Together",
     "Tokens",
