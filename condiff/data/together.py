@@ -30,7 +30,8 @@ class Together(Data):
         BadValue: no condition, or one that the data doesn't have. Incompatible: samples that are tokens.
 
     Example:
-        >>> Together(digits(), ["label"]).shape
+        >>> import condiff as cd
+        >>> Together(cd.data.digits(), ["label"]).shape
         {'image': (1, 8, 8), 'label': ()}
     """
 
