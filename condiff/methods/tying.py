@@ -71,7 +71,7 @@ def tie(
         raise BadValue(f"{PICTURE!r} is the picture itself: give the companion another --name")
     check_folder(folder)
     base, shape = _base(run)
-    data = pairs(paths[1], paths[0], shape[1:], condition=name, channels=shape[0])
+    data = pairs(paths[1], paths[0], (shape[1], shape[2]), condition=name, channels=shape[0])
     model = join(base, (PICTURE, name), rank=rank, post="fuse" if aligned else "shared", own=aligned)
     about = {"tie": {"run": str(run.resolve()), "name": name}}
     rows = AsVariables(data, **{PICTURE: "x", name: name})
