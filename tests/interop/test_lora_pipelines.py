@@ -19,6 +19,7 @@ PIPELINES = {
     "stable_diffusion_v": (lambda: tiny.stable_diffusion(prediction_type="v_prediction"), TOLD),
     "stable_diffusion_xl": (tiny.stable_diffusion_xl, TOLD),
     "sd3": (tiny.sd3, TOLD),
+    "flux": (lambda: tiny.flux(guidance=False), TOLD),
     "dit": (tiny.dit, [1, 2]),
 }
 

@@ -1,5 +1,7 @@
 """Paired rows: joint attention that changes nothing at first or switched off, ties the rows it should, and adds up."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -176,6 +178,31 @@ def test_gradients_reach_the_new_weights_alone():
     trained = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     new = {name for name, _ in net.named_parameters() if "exchanges" in name or ".own." in name}
     assert trained == new
+
+
+def test_recomputed_activations_have_the_same_gradients():
+    """The pairing goes through the call, so that the second forward of a checkpointed block has it too."""
+    grads = []
+    for recompute in (False, True):
+        net = network(checkpoint=recompute).train()
+        add_pair(net, "pair", rank=2)
+        stir(net)
+        x, t, _ = inputs(4)
+        net(x, t, pairing=PAIRED).square().mean().backward()
+        grads.append({name: p.grad for name, p in net.named_parameters()})
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+def test_calls_with_different_pairings_dont_disturb_each_other():
+    net = network()
+    add_pair(net, "pair", rank=2)
+    stir(net)
+    x, t, _ = inputs(6)
+    pairings = [PAIRED, None, Pairing(2, [Pair(0, 1)], 0.3), Pairing(3, [Pair(0, 2)])]
+    alone = [net(x, t, pairing=pairing) for pairing in pairings]
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(lambda pairing: net(x, t, pairing=pairing), pairings * 4))
+    assert all(torch.equal(again[i], alone[i % 4]) for i in range(16))
 
 
 def test_files(tmp_path):
