@@ -109,6 +109,15 @@ def test_writing_in_pieces_is_writing_at_once(fields, pieces):
     assert (cached(network, x, 5, 0.7, pieces) - whole).abs().max() < 1e-10 * whole.abs().max()
 
 
+@pytest.mark.parametrize("prefix", [1, 2])
+def test_prefixes_shorter_than_the_reference_count_their_first_frame_again(prefix):
+    """Item 3."""
+    network, x = net(), clip(prefix + 4)
+    full = network(x, times(prefix + 4, prefix, 0.7), prefix=prefix)[:, prefix:]
+    fast = cached(network, x, prefix, 0.7, (1,) * prefix)
+    assert (fast - full).abs().max() < 1e-10 * full.abs().max()
+
+
 @pytest.mark.parametrize(("depth", "same"), [(1, True), (2, False), (4, False)])
 def test_dropped_frames_live_on_in_deep_keys(depth, same):
     """Item 3: what is left after eviction is what a shorter window gives with one layer only."""
