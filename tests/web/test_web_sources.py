@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,8 @@ from served import make, open_run
 
 from condiff.cli.main import main
 from condiff.errors import BadFile, BadValue, CondiffError, Incompatible
+from condiff.methods.drawing import draw_samples
+from condiff.sampling import Hook
 from condiff.web import Limits, Settings
 from condiff.web.views import MASK
 
@@ -76,6 +79,17 @@ def test_steps_show_what_the_model_believes(digits):
     assert all(v["kind"] == "picture" and pixels(v["items"][0]).shape == (8, 8) for v in views)
     assert views[0]["items"] != views[-1]["items"]
     assert views[-1] == source.viewer(made.x)  # Euler's last step ends where the model believes
+    believed: list = []
+
+    class Looking(Hook):
+        def after(self, step, run):
+            believed.append(source.viewer(step.prediction.x0))
+            return step.x_s
+
+    recipe = source.run.recipe
+    sampler = replace(recipe.sampler, steps=5, hooks=(Looking(),))
+    draw_samples(source.model, recipe, source.run.heldout, num=2, sampler=sampler)
+    assert views == believed
 
 
 def test_slow_views_take_a_quarter_of_the_time_at_most(digits, monkeypatch):
