@@ -12,7 +12,7 @@ was, bit for bit. The weights lie in the network's :class:`Site` s, by the adapt
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,7 +173,7 @@ def low_rank_of(layers: Mapping[str, Any], rank: int) -> nn.ModuleDict:
     return nn.ModuleDict({name: LowRank(layer, rank) for name, layer in layers.items()})
 
 
-class Site(nn.Module):
+class Site(nn.Module, ABC):
     """Base: a self-attention whose rows may be paired, or a cross-attention whose rows may have adapters of their own.
 
     ``exchanges``: the weights of pairs, by adapter; ``own``: those of single variables.
