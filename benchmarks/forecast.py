@@ -10,6 +10,7 @@ windows; ND the same of medians.
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
 import warnings
 from dataclasses import replace
@@ -41,6 +42,12 @@ def naive(pasts: list[Series], horizon: int, members: int) -> torch.Tensor:
     return torch.tensor(np.stack([seasonal_naive(one, horizon, season_of(one.freq)) for one in pasts]))[None]
 
 
+def seeded(fit: object, seed: int) -> dict[str, object]:
+    """The seed of a simulation, by the name that this version of statsmodels has for it."""
+    names = inspect.signature(fit.simulate).parameters
+    return {"rng": np.random.default_rng(seed)} if "rng" in names else {"random_state": seed}
+
+
 def smoothing(pasts: list[Series], horizon: int, members: int) -> torch.Tensor:
     """Exponential smoothing of the level with a damped trend (ETS A,Ad,N), simulated."""
     from statsmodels.tsa.exponential_smoothing.ets import ETSModel
@@ -48,7 +55,7 @@ def smoothing(pasts: list[Series], horizon: int, members: int) -> torch.Tensor:
     made = []
     for i, one in enumerate(pasts):
         fit = ETSModel(one.values[-RECENT:], error="add", trend="add", damped_trend=True).fit(disp=False)
-        draws = fit.simulate(horizon, anchor="end", repetitions=members, random_state=i)
+        draws = fit.simulate(horizon, anchor="end", repetitions=members, **seeded(fit, i))
         made.append(np.asarray(draws).reshape(horizon, members).T)
     return torch.tensor(np.stack(made, axis=1))
 
@@ -60,7 +67,7 @@ def arima(pasts: list[Series], horizon: int, members: int) -> torch.Tensor:
     made = []
     for i, one in enumerate(pasts):
         fit = ARIMA(one.values[-RECENT:], order=(1, 1, 1)).fit()
-        draws = fit.simulate(horizon, anchor="end", repetitions=members, random_state=i)
+        draws = fit.simulate(horizon, anchor="end", repetitions=members, **seeded(fit, i))
         made.append(np.asarray(draws).reshape(horizon, members).T)
     return torch.tensor(np.stack(made, axis=1))
 
