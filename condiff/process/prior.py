@@ -187,7 +187,8 @@ class Given(Prior):
     def sample(self, level, shape, rng, *, source=None, dtype=torch.float32, device="cpu") -> Tensor:
         if tuple(self.value.shape) != tuple(shape):
             raise BadValue(f"the given state has shape {tuple(self.value.shape)}, the sampler needs {tuple(shape)}")
-        return self.value.to(dtype=dtype, device=device)
+        value = self.value.to(device=device)
+        return value.to(dtype) if value.is_floating_point() else value  # tokens stay the integers that they are
 
 
 def _expand(mean: Tensor, shape: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from condiff.errors import BadType, unknown
+from condiff.process import TokenPrediction
 from condiff.random import Source, as_source
 from condiff.training.batch import Batch, as_batch
 from condiff.training.objective import Denoising, Losses
@@ -20,7 +21,8 @@ class JointDenoising:
     """``sum_v weight_v E w_v(t_v) d_v(said_v, true_v)`` over the variables of a :class:`condiff.process.Joint`.
 
     Args:
-        variables: how each variable is compared; a plain ``Denoising()`` for those that aren't named. Their
+        variables: how each variable is compared (of tokens the times alone count: they are compared by the mean
+            cross-entropy of those that are masked, in nats); a plain ``Denoising()`` for those that aren't named. Their
             ``transform`` and ``antithetic`` have no meaning here.
         weights: of the variables; 1 for those that aren't named.
         tied: all variables are drawn at one time, that of the first; else each has its own, and the model learns
@@ -68,9 +70,18 @@ class JointDenoising:
     def _losses(self, batch: Batch, said: Mapping[str, Any], truth: Mapping[str, Any], times: dict) -> Losses:
         parts, masks = {}, cast("dict[str, Tensor]", batch.mask or {})
         for name in truth:
+            if isinstance(truth[name], TokenPrediction):
+                parts[name] = masked_cross_entropy(said[name], truth[name])
+                continue
             fields = self._how(name).fields(said[name], truth[name], masks.get(name))
             parts[name] = torch.stack(list(fields.values())).sum(0)
         per_sample = torch.stack([self.weights.get(name, 1.0) * value for name, value in parts.items()]).sum(0)
         weighted = per_sample if batch.weight is None else per_sample * batch.weight.to(per_sample)
         logged = {name: value.detach().mean() for name, value in parts.items()}
         return Losses(torch.mean(weighted), per_sample, logged, times)
+
+
+def masked_cross_entropy(said: TokenPrediction, truth: TokenPrediction) -> Tensor:
+    """``-log c`` of the tokens that are masked, 0 for the others, averaged over a row: (B,)."""
+    log_c = said.log_probs.gather(-1, truth.tokens[..., None])[..., 0]
+    return torch.where(truth.masked, -log_c, 0.0).flatten(1).mean(1)
