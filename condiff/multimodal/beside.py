@@ -44,8 +44,9 @@ class Beside(nn.Module):
         if not isinstance(model, MultiModal):
             raise BadType(f"Beside takes a MultiModal, got {type(model).__name__}")
         self.first, self.label = _names(model)
+        label: Any = model.modalities[self.label]
         self.model = model
-        self.process = Joint({self.first: model.process, self.label: Absorbing(model.modalities[self.label].classes)})
+        self.process = Joint({self.first: model.process, self.label: Absorbing(label.classes)})
 
     @property
     def shape(self) -> Any:
