@@ -12,6 +12,7 @@ from typing import Any
 
 from condiff import __version__
 from condiff.errors import CondiffError, require_extra
+from condiff.web.files import OFFERED
 from condiff.web.guard import Guard, Guarded
 from condiff.web.limits import Limits
 from condiff.web.results import Results, metadata
@@ -30,7 +31,6 @@ PAGES = {
     },
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-TYPES = {"png": "image/png", "npz": "application/octet-stream", "txt": "text/plain", "json": "application/json"}
 FULL = 1013  # try again later
 
 
@@ -121,11 +121,12 @@ def _add_files(app: Any, fastapi: Any, results: Results, uploads: Uploads, limit
         return {"picture": name, "height": height, "width": width}
 
     def fetch(job: str, ending: str):
-        content = results.file(job, ending) if ending in TYPES else None
+        kind = OFFERED.get(f".{ending}")
+        content = None if kind is None else results.file(job, ending)
         if content is None:
             raise fastapi.HTTPException(404, "these samples aren't on the server (any more): make them again")
         headers = {"content-disposition": f'attachment; filename="samples.{ending}"'}
-        return fastapi.Response(content, media_type=TYPES[ending], headers=headers)
+        return fastapi.Response(content, media_type=kind, headers=headers)
 
     app.add_api_route("/api/pictures", send_picture, methods=["POST"])
     app.add_api_route("/api/results/{job}/{ending}", fetch, response_class=fastapi.Response)

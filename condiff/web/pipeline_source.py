@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class PipelineSource(Source):
         )
         began = time.perf_counter()
         names, cond = self._cond(used)
-        solver, watching = solver_of(used.solver or ""), Watching(job, self.viewer, self.wrapped.codec)
+        solver, watching = solver_of(used.solver or ""), Watching(job, self.viewer, used.num, self.wrapped.codec)
         z = sample(
             self.wrapped.guided(used.guidance, [used.negative] if used.negative else None),
             num=used.num,
@@ -177,10 +178,10 @@ class PipelineSource(Source):
 
     def files(self, made: Made) -> dict[str, File]:
         drawing = made.drawing
-        out: dict[str, File] = {"npz": lambda told: files.npz(made.x, {}, told)}
+        out: dict[str, File] = {"npz": partial(files.with_settings, ".npz", partial(files.save_array, made.x))}
         if figures.drawable(self.shape):
             grid = lambda folder: figures.grid(drawing.x, folder / "samples.png", labels=drawing.names)
-            out["png"] = lambda told: files.png(files.written(grid)[1], told)
+            out["png"] = partial(files.with_settings, ".png", grid)
         return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class RunSource(Source):
         self.data, self.weights, self.uploads, self.limits = self.run.data, weights, uploads, limits
         self.shape, self.viewer = self.data.shape, viewer_of(self.data)
         self.example = self.data.example()
+        self._endings = [e for e in self.run.kind.endings if e in files.OFFERED and self._can_write(e)]
         self._drawn: bool | None = None
         self.text, self.pictures = texts.find_tokenizer(self.data) is not None, len(self.shape) == 3
         self.ranges = {name: self._range(name) for name in self.example}
@@ -123,7 +125,7 @@ class RunSource(Source):
         known = texts.given_text(self.data, settings.prefix, settings.suffix)
         told = self._told(settings.conditions)
         codec = recipe.build_codec(device_of(self.model))
-        watching = Watching(job, self.viewer, codec)
+        watching = Watching(job, self.viewer, settings.num, codec)
         made = draw_samples(
             self.model,
             recipe,
@@ -184,26 +186,28 @@ class RunSource(Source):
     # Files
 
     def files(self, made: Made) -> dict[str, File]:
-        drawing = made.drawing
-        out: dict[str, File] = {"npz": lambda told: files.npz(self._stored(drawing), drawing.cond, told)}
-        if self.text:
-            out["txt"] = lambda told: files.written(lambda folder: self._text(drawing, folder))[1]
-        elif self._draws(drawing):
-            out["png"] = lambda told: files.png(files.written(lambda folder: self._show(drawing, folder))[1], told)
-        return out
+        """What `condiff sample` writes such samples to, and a picture of those that it doesn't draw."""
+        write: dict[str, files.Write] = {e: partial(self._write, made.drawing, e) for e in self._endings}
+        if ".png" not in write and self._draws(made.drawing):
+            write[".png"] = partial(self._show, made.drawing)
+        return {ending.removeprefix("."): partial(files.with_settings, ending, w) for ending, w in write.items()}
+
+    def _can_write(self, ending: str) -> bool:
+        try:
+            self.run.kind.check_output(Path(f"samples{ending}"), overwrite=True)
+        except BadValue:
+            return False
+        return True
 
     def _draws(self, drawing: Drawing) -> bool:
         """Whether a run shows such samples as a PNG; the first ones tell it of all."""
         if self._drawn is None:
-            self._drawn = files.written(lambda folder: self._show(drawing, folder))[0] == "png"
+            self._drawn = files.written(partial(self._show, drawing))[0] == ".png"
         return self._drawn
-
-    def _stored(self, drawing: Drawing) -> Tensor:
-        return self.run.kind.stored(drawing, self.run)
 
     def _show(self, drawing: Drawing, folder: Path) -> Path | None:
         return self.run.kind.show(drawing, folder / "samples", self.run)
 
-    def _text(self, drawing: Drawing, folder: Path) -> Path:
-        self.run.kind.write(drawing, folder / "samples.txt", self.run, given.Given({}))
-        return folder / "samples.txt"
+    def _write(self, drawing: Drawing, ending: str, folder: Path) -> Path:
+        self.run.kind.write(drawing, folder / f"samples{ending}", self.run, given.Given({}))
+        return folder / f"samples{ending}"

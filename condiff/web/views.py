@@ -14,7 +14,7 @@ from condiff import figures
 from condiff.data import Data
 from condiff.errors import Incompatible, NonFinite, require_extra
 from condiff.methods import texts
-from condiff.methods.kinds import Volumes, kind_of
+from condiff.methods.kinds import SeriesWindows, Volumes, kind_of
 
 View = dict[str, Any]  # {"kind": ..., "items": one for each sample}
 Viewer = Callable[[Tensor], View]
@@ -39,6 +39,8 @@ def viewer_of(data: Data) -> Viewer:
         return slices if isinstance(kind_of(data), Volumes) else clips
     if len(data.shape) == 3:
         return pictures
+    if isinstance(kind_of(data), SeriesWindows):
+        return lambda x: drawn(x[..., :1])  # the other channels are what a series was before
     return lambda x: drawn(data.restore(x))
 
 

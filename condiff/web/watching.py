@@ -27,15 +27,15 @@ class Watching(Hook):
     where there is no x0, and of some steps where views are slow: those may take a quarter of the time.
     """
 
-    def __init__(self, job: Job, viewer: Viewer, codec: Codec | None = None) -> None:
-        self.job, self.viewer, self.codec = job, viewer, codec
+    def __init__(self, job: Job, viewer: Viewer, num: int, codec: Codec | None = None) -> None:
+        self.job, self.viewer, self.num, self.codec = job, viewer, num, codec
         self.done = 0  # samples of earlier batches
         self.nfe = 0
         self._rows = 0
         self._began, self._spent, self._last = time.perf_counter(), 0.0, 0.0
 
     def start(self, run: Run) -> None:
-        self.done += self._rows
+        self.done = (self.done + self._rows) % self.num  # samples that grow in chunks begin again with the first
         self._rows = 0
 
     def after(self, step: Step, run: Run) -> Tensor:

@@ -46,7 +46,7 @@ def test_a_request(digits_source):
         assert done["names"] == ["4", "4"] and done["facts"]["nfe"] == 6 and len(done["view"]["items"]) == 2
         told = {"labels": ["4"], "num": 2, "steps": 6, "seed": 3, "guidance": 1.5}
         assert done["settings"] == told
-        assert done["files"] == ["npz", "png", "json"]
+        assert done["files"] == ["png", "npz", "json"]
         base = f"/api/results/{done['job']}"
         with Image.open(io.BytesIO(opened.get(f"{base}/png").content)) as grid:
             assert json.loads(grid.text["condiff"])["settings"] == told

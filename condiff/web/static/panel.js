@@ -2,7 +2,7 @@
 
 import { boundsOf, cell, fill, legend, make, rangeOf, scatter } from "/draw.js";
 
-const ENDINGS = { png: "PNG", npz: "NumPy", txt: "Text", json: "Settings" };
+const ENDINGS = { png: "PNG", npz: "NumPy", txt: "Text", csv: "Table", gif: "GIF", mp4: "Video", json: "Settings" };
 
 export class Panel {
   constructor(name, onCancel, onZoom) {
