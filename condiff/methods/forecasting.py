@@ -120,7 +120,7 @@ class Task:
         if spec is None:
             raise BadValue(f"{folder} is no run on series: condiff train series --data FILE --freq H --horizon 24")
         stored = run.request.options
-        columns = {k: asked.get(k) or stored.get(k) for k in COLUMNS if asked.get(k) or stored.get(k)}
+        columns: dict[str, Any] = {k: asked.get(k) or stored.get(k) for k in COLUMNS if asked.get(k) or stored.get(k)}
         columns["gaps"] = bool(asked.get("gaps") or stored.get("gaps"))
         items = read_series(data, spec.freq, **columns)
         model = run.model(asked.get("weights") or "ema", asked.get("device"))
@@ -216,5 +216,6 @@ def _write(tables: Sequence[Any], samples: Mapping[str, np.ndarray], panels: Seq
     with replacing(out) as temporary:
         pandas.concat(tables).to_csv(temporary, index=False, float_format="%.8g")
     with replacing(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **dict(samples))
+        arrays: dict[str, Any] = dict(samples)
+        np.savez(file, **arrays)
     figures.fans(panels[:PANELS], out.with_suffix(".png"))
