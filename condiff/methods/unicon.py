@@ -177,7 +177,9 @@ def reproduce(budget: str = "small") -> Reproduction:
         for name, value in four_tasks(pair, held, mean, seed).items():
             figures.setdefault(name, []).append(round(value, 5))
         lab.say(f"seed {seed}: " + ", ".join(f"{k} {v[-1]:.4f}" for k, v in figures.items()))
-    notes = f"digits and 2 x 2 means, {lab.steps} steps alone and {lab.steps} tied, batch 128, {HELD} held-out rows"
+    notes = (
+        f"digits and 2 x 2 means, {lab.steps} steps alone and {lab.steps} tied, batch {lab.batch}, {HELD} held-out rows"
+    )
     claim = "one model, tied once to a companion, draws from it, finds it, makes both, and follows it coarsely"
     return lab.outcome(claim, comparisons(figures), notes, dict(figures))
 
