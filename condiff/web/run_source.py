@@ -100,8 +100,9 @@ class RunSource(Source):
         """How a page asks for a condition: a number, a list of them, a picture, or not at all."""
         value, kind = self.example[name][0], self.data.kinds[name]
         out: dict[str, Any] = {"name": name, "kind": kind, "shape": list(value.shape), "input": None}
-        if kind in PICTURES and value.ndim == 3 and self.pictures:
-            return {**out, "input": "picture"}
+        one_frame = kind == "frames" and value.ndim == 4 and len(value) == 1
+        if one_frame or (kind in PICTURES and value.ndim == 3 and self.pictures):
+            return {**out, "shape": list(value.shape[-3:]), "input": "picture"}
         if kind in ("scalar", "vector") and value.ndim < 2:
             low, high = self.ranges[name]
             return {**out, "input": "numbers", "low": low, "high": high}
@@ -170,18 +171,20 @@ class RunSource(Source):
             if wanted is None or (wanted == "picture") != isinstance(value, dict):
                 words = {"picture": "a picture", "numbers": "numbers", None: "taken from held-out data here"}
                 raise BadValue(f"condition {name!r} is {words[wanted]}")
-            row = self._picture(value["picture"]) if wanted == "picture" else torch.tensor(value)[None]
-            rows[name] = given.fit(name, row, self.example[name])
+            example = self.example[name]
+            row = self._picture(value["picture"], example) if wanted == "picture" else torch.tensor(value)[None]
+            rows[name] = given.fit(name, row, example)
         return given.Given(rows)
 
-    def _picture(self, name: str) -> Tensor:
-        """A picture that was sent, read as those of the run."""
+    def _picture(self, name: str, example: Tensor) -> Tensor:
+        """A picture that was sent, read as those of the run, of an example's shape."""
         options = self.run.request.options
         how = {k: options[k] for k in given.PICTURE_OPTIONS if k in options and k != "skip_bad"}
         crop = options.get("crop", "center")
         crop = "center" if crop == "random" else crop
-        channels, *size = self.shape
-        return self.uploads.read(name, Framing(size=(size[0], size[1]), channels=channels, crop=crop, **how))
+        channels, height, width = example.shape[-3:]
+        read = self.uploads.read(name, Framing(size=(height, width), channels=channels, crop=crop, **how))
+        return read.reshape(1, *example.shape[1:])
 
     # Files
 

@@ -1,11 +1,13 @@
 """Runs that are served, one of each kind of data, each trained once."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from served import SMALL, open_run, train
 
-from condiff.data import write_phantoms
+from condiff.data import bouncing_ball, hourly, write_phantoms
+from condiff.video import write_frames
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,28 @@ def volumes(tmp_path_factory):
     tiny = ("network.width=8", "network.multipliers=[1,1]", "sampler.steps=2", *SMALL[3:])
     how = {"target": "flair", "condition": ["t1", "t2"]}
     return train(folder / "run", "volumes", scans, settings=tiny, method="cwdm", **how)
+
+
+@pytest.fixture(scope="session")
+def balls(tmp_path_factory):
+    """Clips that are continued from their first frame, in chunks."""
+    folder = tmp_path_factory.mktemp("web-balls")
+    for i, clip in enumerate(bouncing_ball(8, frames=7, side=16).batch(range(8))["x"]):
+        write_frames(clip, folder / "clips" / f"{i}.gif")
+    tiny = (*SMALL[:3], "training.batch=2", "training.steps=2", "sampler.steps=2")
+    how = {"given": 1, "frames": 7, "channels": 1}
+    return train(folder / "run", "video", folder / "clips", settings=tiny, method="ca2-vdm", **how)
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory):
+    """Windows of a table of series."""
+    folder = tmp_path_factory.mktemp("web-load")
+    table = pd.DataFrame({one.item: one.values for one in hourly(2, 300)}, index=hourly(2, 300)[0].times())
+    table.rename_axis("timestamp").to_csv(folder / "load.csv")
+    tiny = ("network.width=8", "network.states=4", "sampler.steps=4", "training.steps=2")
+    how = {"freq": "H", "horizon": 6, "context": 24, "lags": [24]}
+    return train(folder / "run", "series", folder / "load.csv", settings=tiny, **how)
 
 
 @pytest.fixture(scope="session")

@@ -169,6 +169,29 @@ def test_points_and_volumes(points, volumes):
     assert set(source.shown_beside(made)["beside"]) == {"t1", "t2", "true"}
 
 
+def test_clips_from_a_picture(balls, tmp_path):
+    source = open_run(balls)
+    (condition,) = source.about()["conditions"]
+    assert condition["input"] == "picture" and condition["shape"] == [1, 16, 16]
+    Image.fromarray(np.tile(np.arange(0, 160, 10, dtype=np.uint8), (16, 1))).save(tmp_path / "first.png")
+    picture, _ = source.uploads.add((tmp_path / "first.png").read_bytes())
+    made, heard = make(source, num=2, seed=3, conditions={condition["name"]: {"picture": picture}})
+    theirs = sampled(balls, tmp_path, "--num 2 --seed 3 --condition", str(tmp_path / "first.png"))
+    assert np.array_equal(stored(source, made)["x"], theirs["x"])
+    assert all(m["first"] == 0 and len(m["view"]["items"]) == 2 for m in heard)  # chunk by chunk
+    with Image.open(io.BytesIO(base64.b64decode(source.viewer(made.x)["items"][0].split(",")[1]))) as moving:
+        assert moving.n_frames == made.x.shape[1] == 7
+    assert {"gif", "npz", "png"} <= set(source.files(made)) and source.files(made)["gif"]("{}").startswith(b"GIF")
+
+
+def test_windows_of_series(load, tmp_path):
+    source = open_run(load)
+    made, heard = make(source, num=3)
+    assert np.array_equal(stored(source, made)["x"], sampled(load, tmp_path, "--num 3")["x"])
+    assert np.asarray(heard[-1]["view"]["items"]).shape[:2] == (3, 1)
+    assert list(source.files(made)) == ["csv", "png", "npz"] and b"\n" in source.files(made)["csv"]("{}")
+
+
 def test_what_a_run_does_not_take_is_refused(digits, text, series):
     for folder, settings, words in [
         (digits, {"prompt": "a fox"}, "takes no prompt"),
