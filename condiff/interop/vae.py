@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,27 +15,35 @@ from condiff.random import Source, as_source
 
 
 class VAE(Codec):
-    """``z = (mean - shift_factor) scaling_factor``, with both numbers from the autoencoder's configuration.
+    """``z = (mean - shift_factor) scaling_factor``, with both numbers from the autoencoder's configuration; where that
+    has ``latents_mean`` and ``latents_std``, ``z = (mean - latents_mean) scaling_factor / latents_std``, by channels.
 
     Args:
-        vae: ``AutoencoderKL`` and its kin; not copied, put into evaluation mode. It computes in its own dtype, and
-            where it is offloaded, on the device that it is brought to.
+        vae: ``AutoencoderKL`` and its kin; not copied, put into evaluation mode. It computes in its own dtype, but in
+            float32 where it is kept in float16 and its configuration says ``force_upcast``; and where it is offloaded,
+            on the device that it is brought to.
     """
 
     def __init__(self, vae: Any) -> None:
-        super().__init__()
+        config = vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        super().__init__(None if mean is None or std is None else config.latent_channels)
         self.vae = vae.eval()
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.scale.fill_(1.0 / vae.config.scaling_factor)
-        self.shift.fill_(getattr(vae.config, "shift_factor", None) or 0.0)
+        self.factor = 2 ** (len(config.block_out_channels) - 1)
+        self.scale.fill_(1.0 / config.scaling_factor)
+        self.shift.fill_(config.get("shift_factor") or 0.0)
+        if self.shift.ndim:
+            self.scale.mul_(torch.tensor(std))
+            self.shift.copy_(torch.tensor(mean))
 
     @property
     def space(self) -> str:
         """What its latents are, in words: they mix with those of the same class and scale only."""
-        scale, shift = 1.0 / float(self.scale), float(self.shift)
-        return f"latents of {type(self.vae).__name__} scaled by {scale:g}" + (
-            f", shifted by {shift:g}" if shift else ""
+        scale, shift = (
+            ", ".join(f"{v:g}" for v in part.reshape(-1).tolist()) for part in (1.0 / self.scale, self.shift)
         )
+        name = f"latents of {type(self.vae).__name__} scaled by {scale}"
+        return f"{name}, shifted by {shift}" if bool((self.shift != 0.0).any()) else name
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         channels, factor = self.vae.config.in_channels, self.factor
@@ -47,7 +56,8 @@ class VAE(Codec):
         return self.posterior(x)[0].to(x)
 
     def synthesis(self, raw: Tensor, side: Any = None) -> Tensor:
-        return self.vae.decode(placed(self.vae, raw), return_dict=False)[0].to(raw)
+        with precise(self.vae) as vae:
+            return vae.decode(placed(vae, raw), return_dict=False)[0].to(raw)
 
     def draw(self, x: Tensor, rng: int | torch.Generator | Source) -> Tensor:
         """A draw from the posterior of the latent instead of its mean: (B, 3, H, W) -> (B, C, h, w)."""
@@ -55,15 +65,31 @@ class VAE(Codec):
         mean, std = self.posterior(x)
         noise = as_source(rng).normal(mean.shape, mean.dtype, mean.device)
         raw = (mean + std * noise).to(x)
-        return (raw - self.shift) / self.scale
+        shift, scale = self._statistics(raw)
+        return (raw - shift) / scale
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latent before it is scaled."""
-        said = self.vae.encode(placed(self.vae, x)).latent_dist
-        return said.mean, said.std
+        with precise(self.vae) as vae:
+            said = vae.encode(placed(vae, x)).latent_dist
+            return said.mean, said.std
 
 
 def placed(vae: Any, x: Tensor) -> Tensor:
     """x as an autoencoder takes it; the hooks of an offloaded one move its weights, not its input."""
     hook = getattr(vae, "_hf_hook", None)
     return x.to(getattr(hook, "execution_device", None) or x.device, vae.dtype)
+
+
+@contextmanager
+def precise(vae: Any) -> Iterator[Any]:
+    """The autoencoder, in float32 for the time being where it is kept in float16 and overflows there, as its
+    configuration says (``force_upcast``). One whose weights are elsewhere until a call stays as it is.
+    """
+    first = next(vae.parameters())
+    asks = first.dtype == torch.float16 and vae.config.get("force_upcast", False) and first.device.type != "meta"
+    try:
+        yield vae.to(torch.float32) if asks else vae
+    finally:
+        if asks:
+            vae.to(torch.float16)

@@ -252,3 +252,31 @@ def test_without_a_text_encoder_conditions_are_given_encoded():
         sd.encode(PROMPTS)
     with pytest.raises(Incompatible, match="absent in some rows"):
         Free(sd.denoiser, scale=2.0)(latents(), 0.5, cond)
+
+
+def test_latents_that_are_scaled_channel_by_channel():
+    pipe = stable_diffusion_xl()
+    pipe.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 2.0, 1.0])
+    options = {"num_inference_steps": 3, "latents": latents()}
+    z, theirs = (pipe(PROMPTS, output_type=kind, **options).images for kind in ("latent", "pt"))
+    codec = wrap(pipe).codec
+    with torch.no_grad():
+        torch.testing.assert_close((codec.decode(z) / 2 + 0.5).clamp(0, 1), theirs, **CLOSE)
+        x = theirs * 2 - 1
+        again = codec.decode(codec.encode(x))
+        torch.testing.assert_close(again, pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample, **CLOSE)
+    assert "shifted by 0.1, -0.2" in codec.space
+
+
+def test_an_autoencoder_that_overflows_in_half_precision_computes_in_full():
+    pipe = stable_diffusion_xl()
+    z, whole = latents(), wrap(stable_diffusion_xl()).codec
+    pipe.vae.half()
+    codec = wrap(pipe).codec
+    whole.vae.half().float()  # the same rounded weights
+    with torch.no_grad():
+        torch.testing.assert_close(codec.decode(z), whole.decode(z))
+        torch.testing.assert_close(codec.encode(whole.decode(z)), whole.encode(whole.decode(z)))
+        assert pipe.vae.dtype == torch.float16
+        pipe.vae.register_to_config(force_upcast=False)
+        assert not torch.equal(codec.decode(z), whole.decode(z))

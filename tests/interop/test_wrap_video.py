@@ -10,7 +10,7 @@ from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Free
 from condiff.interop import wrap
 from condiff.interop.backbones import dynamic_scale
-from condiff.sampling import DDIM, DPMSolverPP, Euler, UniPC, sample
+from condiff.sampling import DDIM, DPMSolverPP, Euler, Record, UniPC, sample
 
 PROMPTS = ["a red fox", "two cats, one mat"]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -83,6 +83,9 @@ def test_stable_video_diffusion_at_other_scales_and_its_grid():
     pipe.scheduler.set_timesteps(5)
     torch.testing.assert_close(sigmas, pipe.scheduler.sigmas, rtol=1e-6, atol=0)
     assert sigmas[0] == pytest.approx(700.0, rel=1e-6) and sigmas[-1] == 0.0
+    began = Record(lambda step: float(step.x_t.std()))
+    sample(wrapped.guided(2.0), cond=cond, solver=DDIM(), grid=wrapped.grid(2), seed=0, hooks=[began])
+    assert began.values[0] == pytest.approx(700.0, rel=0.1)  # noise of that level, without being told
 
 
 def test_pixels_of_stable_video_diffusion():
