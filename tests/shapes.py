@@ -15,7 +15,18 @@ from jaxtyping import TypeCheckError
 # Networks end up inside torch.compile, which the checks don't survive.
 ROOMS = [
     f"condiff.{room}"
-    for room in ("process", "sampling", "guidance", "metrics", "data", "figures", "scoring", "codecs", "video")
+    for room in (
+        "process",
+        "sampling",
+        "guidance",
+        "metrics",
+        "data",
+        "figures",
+        "scoring",
+        "codecs",
+        "video",
+        "distill",
+    )
 ]
 _jaxtyped = jaxtyping.jaxtyped
 

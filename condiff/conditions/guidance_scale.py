@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from condiff.conditions.condition import Condition, Conditions
 from condiff.conditions.specs import Spec
@@ -19,12 +19,13 @@ from condiff.errors import BadValue
 from condiff.fields import checked
 from condiff.process.algebra import holds
 from condiff.random import as_source
+from condiff.typing import Float, Tensor
 
 GUIDANCE = "guidance"  # the name that the entry has unless told otherwise
 _ROUND_OFF = 1e-6
 
 
-def scale_features(scale: Tensor, features: int = 256) -> Tensor:
+def scale_features(scale: Float[Tensor, " batch"], features: int = 256) -> Float[Tensor, "batch {features}"]:
     """``[sin(1000 w f_k), cos(1000 w f_k)]`` of ``w = scale - 1``, ``f_k = 10000^(-k / (features / 2 - 1))``.
 
     Kingma 2021 (VDM), as Meng 2023 and latent consistency models have it: (B,) -> (B, features). Arguments reach tens
@@ -83,7 +84,7 @@ class ScaleEmbedding(nn.Module):
         self.fc1, self.fc2 = nn.Linear(spec.features, width), nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.fc2.weight)
 
-    def forward(self, entry: Condition | None, batch: int) -> Tensor:
+    def forward(self, entry: Condition | None, batch: int) -> Float[Tensor, "{batch} width"]:
         """
         Raises:
             BadValue: no scale, also in some rows only, or one outside the range.

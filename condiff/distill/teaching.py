@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from condiff.conditions import GUIDANCE, Conditions
 from condiff.denoiser import Denoises, device_of
@@ -21,6 +21,7 @@ from condiff.guidance import Free
 from condiff.process import Level, Prediction, algebra
 from condiff.process.algebra import Weight, combine
 from condiff.training import Denoising, DiscreteTimes, Losses, Times, TruncatedSNR, Weighting
+from condiff.typing import Float, Tensor
 
 
 def frozen(denoiser: Any) -> Any:
@@ -173,7 +174,9 @@ class Halving(Taught):
         return (index - 1.0) / self.steps
 
 
-def two_steps(teacher: Any, x: Tensor, u: Level, m: Level, cond: Conditions) -> tuple[Tensor, Tensor]:
+def two_steps(
+    teacher: Any, x: Float[Tensor, "batch *shape"], u: Level, m: Level, cond: Conditions
+) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
     """What a denoiser says of x0 at u, and at m after a DDIM step there."""
     first = teacher(x, u, cond)
     halfway = first.linear(x0=m.data, noise=m.noise)
