@@ -84,14 +84,14 @@ SCALE = 1.5  # of the comparisons
 MANY = 64  # steps of the teacher that is the reference
 CLAIM = "4 steps of one call come near a guided teacher's 64 of two, and the scale still trades diversity for fidelity"
 NOTES = (
-    "digits, a residual MLP; {0} training steps of batch 128 for the teacher, two thirds as many for the guided "
-    "student, a third for each halving from 32 steps to 1; 500 samples"
+    "digits, a residual MLP; {0} training steps of batch 128 for the teacher, a third as many for the guided student, "
+    "a sixth for each halving from 32 steps to 1; 500 samples"
 )
 
 
 def reproduce(budget: str = "small") -> Reproduction:
     """Students against the teacher at as many steps, at as many calls, and at 64 steps; the scale as a slider."""
-    lab = experiment.Digits("guided-distillation", budget, steps=1000)
+    lab = experiment.Digits("guided-distillation", budget, steps=2500)
     network = MLPConfig(shape=lab.facts.shape, width=128, depth=3, conditions=dict(lab.facts.embeddings))
     chosen = replace(recipe(lab.facts), network=network)
     scores: dict[str, list[float]] = defaultdict(list)
@@ -114,7 +114,7 @@ def reproduce(budget: str = "small") -> Reproduction:
 
 def distilled(lab: experiment.Digits, teacher: Trained, seed: int) -> dict[str, Trained]:
     """The guided student and those of 32 ... 1 steps, by the names of their stages."""
-    base = TrainConfig(steps=max(1, 2 * lab.steps // 3), batch=lab.batch, lr=5e-4, ema=(0.99,), seed=seed)
+    base = TrainConfig(steps=max(1, lab.steps // 3), batch=lab.batch, lr=5e-4, ema=(0.99,), seed=seed)
     stages = (guided_stage(*SCALES, training=base), *halving_stages(32, 1, rounds(base), scales=SCALES))
     whole = replace(teacher.recipe, stages=stages)
     chain = Chain(teacher.denoiser, lab.data, stages, quiet=True)  # type: ignore[arg-type]
