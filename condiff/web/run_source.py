@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -56,6 +57,7 @@ class RunSource(Source):
         self.example = self.data.example()
         self._endings = [e for e in self.run.kind.endings if e in files.OFFERED and self._can_write(e)]
         self._drawn: bool | None = None
+        self._pen = threading.Lock()  # Matplotlib draws for one thread at a time
         self.text, self.pictures = texts.find_tokenizer(self.data) is not None, len(self.shape) == 3
         self.ranges = {name: self._range(name) for name in self.example}
 
@@ -209,8 +211,10 @@ class RunSource(Source):
         return self._drawn
 
     def _show(self, drawing: Drawing, folder: Path) -> Path | None:
-        return self.run.kind.show(drawing, folder / "samples", self.run)
+        with self._pen:
+            return self.run.kind.show(drawing, folder / "samples", self.run)
 
     def _write(self, drawing: Drawing, ending: str, folder: Path) -> Path:
-        self.run.kind.write(drawing, folder / f"samples{ending}", self.run, given.Given({}))
+        with self._pen:
+            self.run.kind.write(drawing, folder / f"samples{ending}", self.run, given.Given({}))
         return folder / f"samples{ending}"

@@ -76,7 +76,7 @@ class Session:
             raise BadValue("a message has the type sample or cancel")
         if ref in self._jobs:
             raise BadValue("this ref belongs to a request that isn't done")
-        if len(self._jobs) >= self._limits.each:
+        if sum(not job.stop.is_set() for job in self._jobs.values()) >= self._limits.each:
             raise Busy(f"a page may have {self._limits.each} requests at a time")
         settings = read_settings(data.get("settings"), self._limits)
         self._jobs[ref] = job = self._worker.submit(settings, partial(self._tell, ref))

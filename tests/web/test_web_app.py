@@ -197,7 +197,12 @@ def test_the_queue_and_the_page_have_limits():
         assert "2 requests are waiting already" in until_end(second, "E")[-1]["message"]
         send(first, {}, "A")
         assert "isn't done" in until_end(first, "A")[-1]["message"]
+        send(first, None, "A", "cancel")  # what is cancelled doesn't count, though it hasn't ended
+        send(first, None, "B", "cancel")
+        settle(first)
+        send(first, {}, "D")
         source.go.release(10)
+        assert until_end(first, "D")[-1]["type"] == "done"
 
 
 def test_pages_have_a_limit():
