@@ -3,8 +3,8 @@
 import json
 
 import pytest
-import torch
 import tiny_training as tiny
+import torch
 
 from condiff.conditions import GuidanceScale, Label
 from condiff.denoiser import Denoiser
