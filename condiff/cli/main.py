@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from condiff import __version__
 from condiff.cli.classify import Classify
 from condiff.cli.distill import Distill
+from condiff.cli.edit import Edit
 from condiff.cli.evaluate import Evaluate
 from condiff.cli.hub import Pull, Push
 from condiff.cli.i2v import I2VStats
@@ -24,7 +25,6 @@ from condiff.cli.restore import Restore
 from condiff.cli.sample import Sample
 from condiff.cli.series import Forecast, Impute, Refine
 from condiff.cli.serve import Serve
-from condiff.cli.series import Forecast, Impute, Refine
 from condiff.cli.statistics import Kinetic, Statistics
 from condiff.cli.tie import Companions, Tie
 from condiff.cli.train import Train
@@ -75,15 +75,13 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
         | Annotated[Restore, command("restore")]
         | Annotated[Tie, command("tie")]
         | Annotated[Companions, command("companions")]
+        | Annotated[Edit, command("edit")]
         | Annotated[Interpolate, command("interpolate")]
         | Annotated[Evaluate, command("evaluate")]
         | Annotated[Classify, command("classify")]
         | Annotated[I2VStats, command("i2v-stats")]
         | Annotated[Statistics, command("statistics")]
         | Annotated[Kinetic, command("kinetic")]
-        | Annotated[Forecast, command("forecast")]
-        | Annotated[Impute, command("impute")]
-        | Annotated[Refine, command("refine")]
         | Annotated[Forecast, command("forecast")]
         | Annotated[Impute, command("impute")]
         | Annotated[Refine, command("refine")]

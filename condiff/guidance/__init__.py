@@ -8,9 +8,12 @@ from condiff.guidance.gradient import Classifier, Energy, gradient
 from condiff.guidance.guided import Guided
 from condiff.guidance.logits import ClassScore, tempered
 from condiff.guidance.observed import Observed, Quantile, SquaredError, quantile_levels
+from condiff.guidance.proximal import Proximal
+from condiff.guidance.residual import ANCHOR, Residual, residual_noise
 from condiff.guidance.superpose import Superpose
 
 __all__ = [
+    "ANCHOR",
     "Blend",
     "ClassScore",
     "Classifier",
@@ -21,7 +24,9 @@ __all__ = [
     "Given",
     "Guided",
     "Observed",
+    "Proximal",
     "Quantile",
+    "Residual",
     "SquaredError",
     "Superpose",
     "Switch",
@@ -31,5 +36,6 @@ __all__ = [
     "nested",
     "product",
     "quantile_levels",
+    "residual_noise",
     "tempered",
 ]

@@ -3,6 +3,8 @@
 from condiff.sampling.adaptive import Adaptive
 from condiff.sampling.affine import GaussianLaw, affine_law, continuous_law
 from condiff.sampling.analysis import Propagation, TrajectoryAnalysis, analyse, propagate
+from condiff.sampling.anchors import KeepPath, TowardsReference
+from condiff.sampling.boundary import Boundary
 from condiff.sampling.corrector import PredictorCorrector
 from condiff.sampling.density import ItoDensity, ito_likelihood
 from condiff.sampling.energy import KineticEnergy
@@ -57,6 +59,7 @@ __all__ = [
     "Adaptive",
     "Aggregated",
     "BetaSigmas",
+    "Boundary",
     "ClipDecoded",
     "ClipResidual",
     "ClipX0",
@@ -80,6 +83,7 @@ __all__ = [
     "ItoDensity",
     "JointSolver",
     "Karras",
+    "KeepPath",
     "KineticEnergy",
     "Langevin",
     "Likelihood",
@@ -109,6 +113,7 @@ __all__ = [
     "TauLeaping",
     "TokenAncestral",
     "TokenFilter",
+    "TowardsReference",
     "TrajectoryAnalysis",
     "UniPC",
     "Uniform",

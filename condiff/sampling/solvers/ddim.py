@@ -81,11 +81,17 @@ class Consistency(Linear):
     Multistep sampling of consistency models (Song 2023, alg. 1), LCM and stream batches; on a rectified path the
     "stochastic sampling" of flow-matching schedulers. With a denoiser that returns ``E[x0 | x_t]``, not the end of the
     path through x_t, it doesn't converge to the data's law, however many the steps.
+
+    Args:
+        renoise: with False no noise is added, ``x_s = data_s x0 + source_s y``: StreamDiffusion without
+            ``do_add_noise``, whose states have less noise than their times say.
     """
+
+    renoise: bool = True
 
     @property
     def stochastic(self) -> bool:
-        return True
+        return self.renoise
 
     def weights(self, t: Level, s: Level) -> Weights:
-        return Weights(s.data, 0.0, s.source, s.noise)
+        return Weights(s.data, 0.0, s.source, s.noise if self.renoise else 0.0)

@@ -17,6 +17,7 @@ from condiff.process.prediction import Prediction
 from condiff.sampling.solver import Solver, State
 
 RULES = ("picard", "anderson", "adamw")
+ROUNDING = 4.0
 FLOOR = 1e-12  # of Anderson's normal equations, relative to their diagonal
 
 
@@ -46,7 +47,7 @@ class ImplicitDDIM(Solver):
             ``"anderson"`` mixes the last iterates, which converges faster and where Picard's rule doesn't;
             ``"adamw"`` minimises ``mean (x - r(x))^2`` through the network, as SPDInv and DCI were released.
         history: iterates that Anderson's rule mixes.
-        tolerance: an iteration stops the step when all residuals are below it.
+        tolerance: an iteration stops the step when all residuals are below it, or as small as rounding errors.
         lr, weight_decay: of AdamW; the released code has a weight decay of 0.01, which only moves the latents.
 
     Raises:
@@ -92,16 +93,18 @@ class ImplicitDDIM(Solver):
         for _ in range(self.iterations):
             y, residual = solve(y, lambda v: next_of(run.denoise(v, run.s)))
             residuals.append(residual)
-            self._check(residuals, run)
-            if bool((residual <= self.tolerance).all()):
+            floor = ROUNDING * torch.finfo(y.dtype).eps * _rms(y)  # nearer than that rounding lets nothing come
+            if bool((residual <= torch.clamp(floor, min=self.tolerance)).all()):
                 break
+            self._check(residuals, run)
         state.extra.setdefault("residuals", []).append(residuals)
         y, _, _ = self.finish(x, y, 0.0, first, run)
         return y, first, None
 
     def _check(self, residuals: list[Tensor], run: Any) -> None:
         last, start = residuals[-1], residuals[0]
-        if not bool(torch.isfinite(last).all()) or bool((last > 10.0 * start + 1e-30).any()):
+        grown = self.rule != "adamw" and bool((last > 10.0 * start).any())  # AdamW's first steps are of length lr
+        if grown or not bool(torch.isfinite(last).all()):
             raise NonFinite(
                 f"the fixed point of the step to t = {run.s.t} isn't reached: residuals went from "
                 f"{float(start.max()):.3g} to {float(last.max()):.3g}. More steps make each one easier, and so does "
@@ -131,9 +134,10 @@ class _Mixing:
             return image, _rms(gap)
         gaps = torch.stack(self.gaps, 1).double()
         gram = gaps @ gaps.mT
-        size = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+        size = gram.diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=torch.finfo(gram.dtype).tiny)
+        rounding = (ROUNDING * torch.finfo(y.dtype).eps * _rms(y)) ** 2 * gaps.shape[-1]  # of a gap, squared
         eye = torch.eye(len(self.gaps), dtype=gram.dtype, device=gram.device)
-        scaled = torch.where(size > 0.0, gram / torch.where(size > 0.0, size, 1.0), eye) + FLOOR * eye
+        scaled = gram / size[:, None, None] + (FLOOR + rounding / size)[:, None, None] * eye
         weights = torch.linalg.solve(scaled, torch.ones_like(scaled[..., 0]))
         weights = weights / weights.sum(1, keepdim=True)
         mixed = torch.einsum("bk,bk...->b...", weights.to(image.dtype), torch.stack(self.images, 1))
@@ -150,8 +154,7 @@ class _AdamW:
     def __call__(self, y: Tensor, image_of: Any) -> tuple[Tensor, Tensor]:
         if self.optimizer is None:
             self.free = y.detach().clone().requires_grad_()
-            how = {"lr": self.rule.lr, "weight_decay": self.rule.weight_decay}
-            self.optimizer = torch.optim.AdamW([self.free], **how)
+            self.optimizer = torch.optim.AdamW([self.free], lr=self.rule.lr, weight_decay=self.rule.weight_decay)
         with torch.enable_grad():
             gap = self.free - image_of(self.free)
             loss = gap.flatten(1).square().mean(1).sum()

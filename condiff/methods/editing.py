@@ -1,0 +1,139 @@
+"""``condiff edit``: pictures as they would be under another class or prompt, by inverting them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condiff.data import images
+from condiff.denoiser import device_of
+from condiff.errors import BadFile, BadValue, Incompatible, require_extra
+from condiff.files import write_json
+from condiff.methods.drawn import Drawing, save_grid
+from condiff.methods.dual_conditional_inversion import edit, invert_dual, reconstruct
+from condiff.methods.names import class_number
+from condiff.methods.runs import check_device, default_device, open_run
+from condiff.metrics import psnr
+from condiff.process import Gaussian
+from condiff.sampling import ImplicitDDIM
+from condiff.sampling.loop import as_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What ``condiff edit`` was asked for; see its help."""
+
+    pictures: Path
+    source: str
+    target: str
+    steps: int = 50
+    iterations: int = 10
+    rho: float = 0.0
+    scale: float = 7.5
+    quantile: float = 0.4
+    keep_below: float = 0.4
+    weights: str = "ema"
+    device: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Editor:
+    """A model with its codec, the pictures as it sees them, and the conditions of both sides."""
+
+    denoiser: Any
+    codec: Any
+    grid: Tensor
+    x: Tensor
+    source: Any
+    target: Any
+
+    def __call__(self, request: Request) -> tuple[Tensor, Tensor, int]:
+        """The edited pictures, the PSNR of the way back (B,), and the network calls of the inversion."""
+        with torch.no_grad():
+            z = self.x if self.codec is None else self.codec.encode(self.x)
+        solver = ImplicitDDIM(request.iterations)
+        found = invert_dual(self.denoiser, z, self.source, grid=self.grid, length=request.rho, rms=True, solver=solver)
+        how = {"scale": request.scale, "quantile": request.quantile, "below": request.keep_below}
+        made = edit(self.denoiser, found, self.source, self.target, **how)
+        again = reconstruct(self.denoiser, found, self.source)
+        with torch.no_grad():
+            made, again = (v if self.codec is None else self.codec.decode(v) for v in (made, again))
+        return made, psnr(again, self.x), found.nfe
+
+
+def of_run(folder: Path, request: Request) -> Editor:
+    """A run on pictures with classes.
+
+    Raises:
+        Incompatible: a run on something else. BadValue: an unknown class.
+    """
+    run = open_run(folder)
+    if set(run.data.kinds) != {"label"} or len(run.data.shape) != 3 or not isinstance(run.recipe.process, Gaussian):
+        raise Incompatible(f"{folder} isn't a run on pictures with classes alone: there is nothing to edit them by")
+    denoiser = run.model(request.weights, request.device)
+    data = images(request.pictures, run.data.shape[1:], labels=None, channels=run.data.shape[0])
+    x = data.batch(range(len(data)))["x"].to(device_of(denoiser))
+    label = lambda name: {"label": torch.full((len(x),), class_number(name, run.data.classes), device=x.device)}
+    grid = as_grid(run.recipe.sampler.grid, request.steps, denoiser.process)
+    grid = torch.cat([grid[:1].clamp(max=BEFORE_NOISE), grid[1:]])  # pure noise holds nothing to come back from
+    codec = run.recipe.build_codec(x.device)
+    return Editor(denoiser, codec, grid, x, label(request.source), label(request.target))
+
+
+BEFORE_NOISE = 0.99
+
+
+def of_pipeline(folder: Path, request: Request) -> Editor:
+    """A saved diffusers pipeline; prompts, or classes of a DiT."""
+    from condiff.interop import wrap
+
+    pipeline = require_extra("diffusers", "hf").DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    wrapped = wrap(pipeline.to(check_device(request.device or default_device())))
+    if wrapped.codec is None:
+        raise Incompatible(f"{folder} has no conditions: there is nothing to edit by")
+    sides = [side * wrapped.codec.factor for side in wrapped.denoiser.shape[1:]]  # type: ignore[index]
+    data = images(request.pictures, (sides[0], sides[1]), labels=None, channels=3, filter="bicubic")
+    x = data.batch(range(len(data)))["x"].to(device_of(wrapped.denoiser))
+    classes = "label" in wrapped.denoiser.kinds
+    told = lambda word: wrapped.encode([int(word) if classes and word.isdigit() else word] * len(x))
+    grid = wrapped.grid(request.steps)
+    return Editor(wrapped.denoiser, wrapped.codec, grid, x, told(request.source), told(request.target))
+
+
+def run_edit(model: Path, request: Request, out: Path) -> dict[str, Any]:
+    """Edit pictures and write a grid of them beside what they were, with a JSON of how.
+
+    Raises:
+        BadFile: the output is there already. BadValue: nothing that changes.
+    """
+    if request.source == request.target:
+        raise BadValue(f"--source and --target are both {request.source!r}: nothing would change")
+    if out.suffix.lower() != ".png":
+        raise BadValue(f"--out must end in .png, got {out.name!r}")
+    if out.exists() and not request.overwrite:
+        raise BadFile(f"{out} exists already: choose another --out, or say --overwrite")
+    pipeline = (model / "model_index.json").is_file()
+    editor = of_pipeline(model, request) if pipeline else of_run(model, request)
+    made, back, calls = editor(request)
+    drawing = Drawing(
+        x=made.cpu(), labels=None, truth=None, names=None, nfe=calls, seconds=0.0, columns=None,
+        cond={"given": editor.x.cpu()},
+    )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_grid(drawing, out)
+    facts = {
+        "out": str(out),
+        "pictures": len(made),
+        "source": request.source,
+        "target": request.target,
+        "calls": calls,
+        "round_trip_psnr": [round(float(v), 2) for v in back],
+        "changed_rms": [round(float(v), 4) for v in (made - editor.x).flatten(1).square().mean(1).sqrt()],
+    }
+    write_json(out.with_suffix(".json"), facts)
+    return facts
