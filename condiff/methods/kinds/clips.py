@@ -141,9 +141,7 @@ class Clips(Kind):
         if frames < 2:
             raise BadValue(f"--frames counts the given frames too: at least 2, got {frames}")
         if not isinstance(run.recipe.objective, PrefixDenoising) and frames != run.data.shape[0]:
-            raise BadValue(
-                f"{run.recipe.method} makes clips of {run.data.shape[0]} frames, whatever --frames says"
-            )
+            raise BadValue(f"{run.recipe.method} makes clips of {run.data.shape[0]} frames, whatever --frames says")
 
     def default_num(self, labels: Sequence[str], data: Data) -> int:
         return SHOWN
