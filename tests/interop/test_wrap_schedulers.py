@@ -94,11 +94,13 @@ def test_multistep_schedulers_of_flows(scheduler, solver):
     torch.testing.assert_close(*both(pipe, solver), **CLOSE)
 
 
-def test_whole_times_are_what_the_network_is_told():
-    scheduler = UniPCMultistepScheduler(**FLOW, flow_shift=3.0)
+@pytest.mark.parametrize(("shift", "steps"), [(3.0, 9), (1.0, 27)])
+def test_whole_times_are_what_the_network_is_told(shift, steps):
+    """In 27 steps without a shift noise levels are whole numbers but for their rounding to float32."""
+    scheduler = UniPCMultistepScheduler(**FLOW, flow_shift=shift)
     process, _ = process_of(scheduler)
-    scheduler.set_timesteps(9)
-    told = [precondition_of(scheduler).time(level) * 1000 for level in process.levels(grid_of(scheduler, 9))[:-1]]
+    scheduler.set_timesteps(steps)
+    told = [precondition_of(scheduler).time(level) * 1000 for level in process.levels(grid_of(scheduler, steps))[:-1]]
     assert [round(float(t), 6) for t in told] == scheduler.timesteps.tolist()
     assert precondition_of(sd3().scheduler).time(process.at(0.4567)) == pytest.approx(0.4567)
 
