@@ -170,7 +170,7 @@ class TSDiff:
         return sample(self.denoiser, num=num, seeds=range(seed, seed + num), shape=self.spec.shape, **how)[..., 0]
 
 
-def representative(denoiser: Any, windows: Windows, seed: int = 0, rows: int = 256) -> float:
+def representative(denoiser: Any, windows: Windows, seed: int = 0, rows: int = 32) -> float:
     """The time of refinements: where the denoising loss is what it is on average over the levels."""
     index = torch.linspace(0, len(windows) - 1, min(rows, len(windows)), dtype=torch.float64).long()
     times = denoiser.process.schedule.at_index(torch.arange(LEVELS))

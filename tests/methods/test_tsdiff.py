@@ -88,7 +88,7 @@ def test_training_from_a_table(tmp_path):
         (lambda model: recipe(Facts((1, 8, 8))), "models series"),
         (lambda model: model.forecast(FRAME.iloc[:100]), "168 more for lags"),
         (lambda model: model.forecast(FRAME.iloc[::-1]), "must increase"),
-        (lambda model: model.forecast(FRAME.where(FRAME.index != FRAME.index[5])), "are missing"),
+        (lambda model: model.forecast(FRAME.where(np.arange(400).repeat(2).reshape(400, 2) != 5)), "are missing"),
         (lambda model: model.forecast(FRAME, samples=-1), "at least 1"),
         (lambda model: model.forecast(FRAME, horizon=25), "1 to 24 steps"),
         (lambda model: model.forecast(FRAME, guidance="median"), "unknown guidance"),
