@@ -31,7 +31,7 @@ class Interpolate:
     """Folder of the model: a run, or what Interpolator.save_pretrained wrote."""
 
     out: OptionalPath = None
-    """A folder of pictures, or an animated .gif, .png or .webp."""
+    """A folder of pictures, an animated .gif, .png or .webp, or a video: .mp4, .mov, .mkv."""
 
     factor: int = 2
     """Frames out for each frame in: 2, 4, 8, ..."""

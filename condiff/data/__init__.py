@@ -1,6 +1,7 @@
 """Data sets: in memory, in folders, in files, from a hub; with splits, seeded augmentations and statistics."""
 
 from condiff.data.base import Data, Refused, Subset, TensorData
+from condiff.data.camera import camera
 from condiff.data.clips import Clips, clips, of_clips, video
 from condiff.data.digits import digits
 from condiff.data.folders import find_pictures, images, pairs
@@ -73,6 +74,7 @@ __all__ = [
     "Windows",
     "arrays",
     "bouncing_ball",
+    "camera",
     "class_laws",
     "clips",
     "digits",

@@ -37,10 +37,11 @@ def read_frames(
             sizes = f"{names[0]} has {hw(images[0])}, {name} {hw(image)}"
             raise BadValue(f"frames of different sizes (height, width): {sizes}")
     arrays = [to_array(to_mode(image, framing, name), framing) for image, name in zip(images, names, strict=True)]
-    return torch.stack([_scaled(array) for array in arrays])
+    return torch.stack([scaled(array) for array in arrays])
 
 
-def _scaled(array: np.ndarray) -> Tensor:
+def scaled(array: np.ndarray) -> Tensor:
+    """Bytes or 16-bit numbers as floats in [-1, 1]."""
     top = 255.0 if array.dtype == np.uint8 else 65535.0
     return torch.from_numpy(array.astype(np.float32) * (2.0 / top) - 1.0)
 

@@ -52,6 +52,20 @@ class Footage:
             raise BadFile(f"{self.path.name}: it ends before frame {wanted[-1]}, and announces {self.count} frames")
         return [found[i] for i in wanted]
 
+    def each(self) -> Iterator[Any]:
+        """All frames in order, as Pillow images, decoded one by one.
+
+        Raises:
+            BadFile: one that can't be read.
+        """
+        if self.path.is_dir():
+            for file in _stills(self.path):
+                yield decode(file.read_bytes(), f"{self.path.name}/{file.name}")
+        elif self.path.suffix.lower() in ANIMATED:
+            yield from animation(self.path)
+        else:
+            yield from _decoded(self.path, last=self.count - 1)
+
 
 def footage(path: Path) -> Footage:
     """A folder of frames, an animated picture or a video file, opened and counted.

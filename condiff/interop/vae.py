@@ -75,6 +75,20 @@ class VAE(Codec):
             return said.mean, said.std
 
 
+class TinyVAE(VAE):
+    """``AutoencoderTiny``, which gives latents without a spread, as networks are told them."""
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with precise(self.vae) as vae:
+            mean = vae.encode(placed(vae, x)).latents
+        return mean, torch.zeros_like(mean)
+
+
+def vae_codec(vae: Any) -> VAE:
+    """The codec of an autoencoder of pictures."""
+    return (TinyVAE if type(vae).__name__ == "AutoencoderTiny" else VAE)(vae)
+
+
 def placed(vae: Any, x: Tensor) -> Tensor:
     """x as an autoencoder takes it; the hooks of an offloaded one move its weights, not its input."""
     hook = getattr(vae, "_hf_hook", None)

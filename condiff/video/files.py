@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from condiff import figures
@@ -15,7 +17,8 @@ from condiff.files import replacing
 from condiff.sampling import DDIM
 from condiff.video.interpolate import Interpolator, halvings
 
-ENDINGS = (".gif", ".png", ".webp")
+ANIMATIONS, VIDEOS = (".gif", ".png", ".webp"), (".mp4", ".mov", ".mkv")
+ENDINGS = (*ANIMATIONS, *VIDEOS)
 
 
 def interpolate_files(
@@ -40,15 +43,15 @@ def interpolate_files(
     Args:
         paths: two pictures or more, or one folder of frames, animated picture or video file.
         model: the folder of the model (see :meth:`Interpolator.from_pretrained`).
-        out: a folder of numbered pictures, or an animated .gif, .png or .webp.
-        rate: frames per second of an animation.
+        out: a folder of numbered pictures, an animated .gif, .png or .webp, or a video (.mp4, .mov, .mkv).
+        rate: frames per second of an animation or a video.
 
     Raises:
         BadValue, BadFile: see :class:`Interpolator`; an output that exists, or has another ending.
         Incompatible: a model that doesn't make pictures between frames.
     """
     halvings(factor)
-    _check_output(out, rate, overwrite)
+    check_output(out, rate, overwrite)
     maker = Interpolator.from_pretrained(model, weights, solver=DDIM(eta=eta), batch=batch, device=device)
     given = read_frames(paths[0] if len(paths) == 1 else paths, channels=_channels(maker))
     made = maker.clip(given.to(device), factor, steps=steps, side=side, seed=seed, progress=progress).cpu()
@@ -66,7 +69,12 @@ def _channels(maker: Interpolator) -> int:
     return shape[0]
 
 
-def _check_output(out: Path, rate: float, overwrite: bool) -> None:
+def check_output(out: Path, rate: float, overwrite: bool) -> None:
+    """
+    Raises:
+        BadValue: another ending, a rate that isn't positive.
+        BadFile: an output that exists.
+    """
     if out.suffix.lower() not in (*ENDINGS, ""):
         raise BadValue(f"the output is a folder or ends in {', '.join(ENDINGS)}, got {out.name!r}")
     if not rate > 0.0:
@@ -76,15 +84,42 @@ def _check_output(out: Path, rate: float, overwrite: bool) -> None:
 
 
 def write_frames(frames: Tensor, out: Path, rate: float = 25.0) -> None:
-    """Frames (F, C, H, W) in [-1, 1] as numbered pictures in a folder, or as one animated picture."""
-    pillow = require_extra("PIL.Image", "train")
-    pictures = [pillow.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in figures.to_uint8(frames)]
+    """Frames (F, C, H, W) in [-1, 1] as numbered pictures in a folder, as one animated picture, or as a video.
+
+    Raises:
+        BadValue: a video of odd sides.
+        MissingExtra: a video without PyAV.
+    """
+    write = _as_folder if out.suffix == "" else _as_video if out.suffix.lower() in VIDEOS else _as_animation
     with replacing(out) as temporary:
-        if out.suffix == "":
-            temporary.mkdir()
-            for i, picture in enumerate(pictures):
-                picture.save(temporary / f"{i:06d}.png")
-        else:
-            kind = out.suffix.lower().lstrip(".")
-            options = {"duration": 1000.0 / rate, "loop": 0, "append_images": pictures[1:], "save_all": True}
-            pictures[0].save(temporary, format=kind.upper(), **options)
+        write([p[..., 0] if p.shape[-1] == 1 else p for p in figures.to_uint8(frames)], temporary, rate)
+
+
+def _as_folder(pictures: Sequence[np.ndarray], folder: Path, rate: float) -> None:
+    pillow = require_extra("PIL.Image", "train")
+    folder.mkdir()
+    for i, picture in enumerate(pictures):
+        pillow.fromarray(picture).save(folder / f"{i:06d}.png")
+
+
+def _as_animation(pictures: Sequence[np.ndarray], file: Path, rate: float) -> None:
+    pillow = require_extra("PIL.Image", "train")
+    first, *rest = [pillow.fromarray(picture) for picture in pictures]
+    options = {"duration": 1000.0 / rate, "loop": 0, "append_images": rest, "save_all": True}
+    first.save(file, format=file.suffix.lower().lstrip(".").upper(), **options)
+
+
+def _as_video(pictures: Sequence[np.ndarray], file: Path, rate: float) -> None:
+    """H.264 where PyAV brings it, else MPEG-4, in the usual subsampled colours."""
+    av = require_extra("av", "video")
+    height, width = pictures[0].shape[:2]
+    if height % 2 or width % 2:
+        raise BadValue(f"a video has even sides, and these frames are {height} x {width}: write an animation instead")
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(picture, format="gray" if picture.ndim == 2 else "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

@@ -61,7 +61,7 @@ def test_two_pictures_and_a_folder(capsys, street):
         (["--side", "nex"], "Did you mean 'next'"),
         (["--rate", "0"], "rate must be > 0"),
         (["--model", "nowhere"], "no such folder"),
-        (["--out", "here.mp4"], "ends in .gif, .png, .webp"),
+        (["--out", "here.tiff"], "ends in .gif, .png, .webp"),
         (["--weights", "emma"], "Did you mean 'ema'"),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, list) else "",

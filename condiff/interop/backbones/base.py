@@ -20,7 +20,7 @@ from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Free
 from condiff.interop.paired import make_sites
 from condiff.interop.schedulers import grid_of, shift_options
-from condiff.interop.vae import VAE
+from condiff.interop.vae import vae_codec
 from condiff.networks.pairing import Pairing, Site
 
 
@@ -163,7 +163,7 @@ class Family(ABC):
 
     def make_codec(self) -> Codec | None:
         vae = getattr(self.pipe, "vae", None)
-        return None if vae is None else VAE(vae)
+        return None if vae is None else vae_codec(vae)
 
     def trained_size(self) -> tuple[int, int]:
         """Height and width that the pipeline makes unless told, in pixels."""
