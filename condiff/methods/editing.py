@@ -58,8 +58,15 @@ class Editor:
             z = self.x if self.codec is None else self.codec.encode(self.x)
         solver = ImplicitDDIM(request.iterations)
         found = invert_dual(self.denoiser, z, self.source, grid=self.grid, length=request.rho, rms=True, solver=solver)
-        how = {"scale": request.scale, "quantile": request.quantile, "below": request.keep_below}
-        made = edit(self.denoiser, found, self.source, self.target, **how)
+        made = edit(
+            self.denoiser,
+            found,
+            self.source,
+            self.target,
+            scale=request.scale,
+            quantile=request.quantile,
+            below=request.keep_below,
+        )
         again = reconstruct(self.denoiser, found, self.source)
         with torch.no_grad():
             made, again = (v if self.codec is None else self.codec.decode(v) for v in (made, again))
