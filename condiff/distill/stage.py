@@ -15,7 +15,7 @@ from torch import nn
 from condiff.conditions import GUIDANCE, GuidanceScale, RandomScale
 from condiff.config import to_config
 from condiff.distill.grid import DistilledGrid
-from condiff.distill.teaching import GuidedDistillation, Halving
+from condiff.distill.teaching import GuidedDistillation, Halving, Taught
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.model_files import describe
 from condiff.sampling import DDIM, Grid, Overshoot, Solver
@@ -54,11 +54,14 @@ class Stage:
         """A denoiser that begins as the one before: a copy, told more where the stage says so.
 
         Raises:
-            Incompatible: a network that can't be told more.
+            Incompatible: a network that can't be told more, or can't learn what it is taught.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
-            return extended(before, self.conditions) if self.conditions else copy.deepcopy(before)
+            out = extended(before, self.conditions) if self.conditions else copy.deepcopy(before)
+        if isinstance(self.objective, Taught):
+            self.objective.check_student(out)
+        return out
 
     def taught(self, before: Any) -> Any:
         """The objective, with the model before as its teacher where it takes one."""
@@ -115,6 +118,7 @@ def halving_stages(
     *,
     scales: tuple[float, float] | None = None,
     stochastic: bool = False,
+    taught: bool = False,
 ) -> tuple[Stage, ...]:
     """The stages that halve a model's steps, from ``start`` to ``end``: students of ``start``, ``start / 2`` ... steps.
 
@@ -124,17 +128,19 @@ def halving_stages(
         training: of each; the learning rate falls to 0 in each.
         scales: range of the guidance scales that the model is told; None for one that isn't told any.
         stochastic: students of :class:`~condiff.sampling.Overshoot` in place of DDIM.
+        taught: the first teacher is such a student itself, of ``2 start`` steps.
 
     Raises:
         BadValue: ends that no halving connects.
     """
     counts = halvings(start, end)
     transform = None if scales is None else RandomScale(low=scales[0], high=scales[1])
+    direct = {n: stochastic and (taught or n < start) for n in counts}
     solver = Overshoot() if stochastic else DDIM()
     return tuple(
         Stage(
             name=f"steps-{n}",
-            objective=Halving(steps=n, double=stochastic, transform=transform),
+            objective=Halving(steps=n, double=stochastic, direct=direct[n], transform=transform),
             training=TrainConfig() if training is None else training,
             solver=solver,
             grid=DistilledGrid(n),

@@ -61,6 +61,9 @@ class Taught(Denoising):
         object.__setattr__(out, "teacher", frozen(teacher))
         return out
 
+    def check_student(self, denoiser: Any) -> None:
+        """Refuse a denoiser that can't learn it, before any training."""
+
     def aim(self, truth: Prediction, cond: Conditions) -> Prediction:
         """
         Raises:
@@ -130,29 +133,41 @@ class Halving(Taught):
         steps: N of the student.
         double: for the stochastic sampler, :class:`~condiff.sampling.Overshoot`, whose steps are twice as long:
             ``s = u - 2 / N`` but for the last one.
+        direct: the teacher was taught ``double`` steps as well: from ``1 / N`` it leads to the data at once, and what
+            it says there is the aim.
 
     Raises:
-        BadValue: fewer than one step; a time that isn't one of the student's.
+        BadValue: fewer than one step; ``direct`` without ``double``; a time that isn't one of the student's.
         Incompatible: a student that predicts noise, in two steps or fewer: at pure noise that says nothing of x0.
     """
 
     steps: int
     double: bool = False
+    direct: bool = False
     target: str | tuple[str, ...] | None = "x0"
     times: Times = field(init=False)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise BadValue(f"a student takes at least 1 step, got {self.steps}")
+        if self.direct and not self.double:
+            raise BadValue("direct=True is about a teacher of double steps: its student takes double=True")
         object.__setattr__(self, "times", DiscreteTimes(grid=self.steps))
         super().__post_init__()
 
-    def __call__(self, denoiser: Any, batch: Any, rng: Any = None, training: bool = True) -> Losses:
+    def check_student(self, denoiser: Any) -> None:
+        """
+        Raises:
+            Incompatible: one that predicts noise, in two steps or fewer.
+        """
         if self.steps <= 2 and tuple(getattr(denoiser, "targets", ())) == ("noise",):
             raise Incompatible(
                 f"a student that predicts noise can't be distilled to {self.steps} steps: at pure noise x0 doesn't "
                 "follow from it. Predict v or x0, or stop at 4 steps"
             )
+
+    def __call__(self, denoiser: Any, batch: Any, rng: Any = None, training: bool = True) -> Losses:
+        self.check_student(denoiser)
         return super().__call__(denoiser, batch, rng, training)
 
     def lesson(self, truth: Prediction, cond: Conditions) -> Prediction:
@@ -161,17 +176,24 @@ class Halving(Taught):
         m, s = process.at(0.5 * (u.t + end)), process.at(end)
         x1, x2 = two_steps(self.teacher, truth.x_t, u, m, cond)
         g = fraction(u, m, s)
+        if self.direct:
+            g = algebra.where(self.index(u.t) == 1.0, 0.0, g)
         return Prediction(truth.x_t, u, {"x0": combine((1.0 - g, x1), (g, x2))}, truth.source)
 
     def step_end(self, t: Weight) -> Weight:
         """Where a student's step from t ends."""
+        index = self.index(t)
+        if self.double:
+            return torch.where(index >= 2.0, index - 2.0, index - 1.0) / self.steps
+        return (index - 1.0) / self.steps
+
+    def index(self, t: Weight) -> Tensor:
+        """i of the student's time ``i / N``, float64."""
         place = torch.as_tensor(t, dtype=torch.float64) * self.steps
         index = place.round()
         if not algebra.holds((place - index).abs() < 1e-6):
             raise BadValue(f"a student of {self.steps} steps is taught at their times, got t = {t}")
-        if self.double:
-            return torch.where(index >= 2.0, index - 2.0, index - 1.0) / self.steps
-        return (index - 1.0) / self.steps
+        return index
 
 
 def two_steps(

@@ -13,7 +13,7 @@ from typing import Any
 
 from condiff.conditions import GUIDANCE, Dropout, GuidanceScale
 from condiff.config import read_json
-from condiff.distill import guided_stage, halving_stages, mark_finished, stage_folder
+from condiff.distill import DistilledGrid, Halving, guided_stage, halving_stages, mark_finished, stage_folder
 from condiff.distill.stage import halvings
 from condiff.errors import BadValue, Incompatible
 from condiff.methods import settings
@@ -34,7 +34,8 @@ class Distillation:
         run: the trained run.
         steps: those that are wanted; the last stage has the least. None: only told its guidance.
         scale: range of the guidance scales; None for (1, 4) where the run can be guided.
-        start: steps of the first student; by default 32 or the next that halving leads on from.
+        start: steps of the first student; by default 32 or the next that halving leads on from, and half of those that
+            the run was distilled for where it was.
         training: fields of the training of each stage.
         stochastic: students of the stochastic sampler.
         guidance: what the new run is sampled with; the old one's by default.
@@ -66,10 +67,10 @@ class Distillation:
             stages.append(guided_stage(*scales, training=first))
         if self.steps:
             students = replace(rounds(base.training), **self.training)
-            counts = halvings(self._first(), min(self.steps))
+            counts = halvings(self._first(base), min(self.steps))
             _check_steps(self.steps, counts, base)
-            halved = halving_stages(counts[0], counts[-1], students, scales=scales, stochastic=self.stochastic)
-            stages.extend(halved)
+            how = {"scales": scales, "stochastic": self.stochastic, "taught": _known(base) is not None}
+            stages.extend(halving_stages(counts[0], counts[-1], students, **how))
         if not stages:
             raise BadValue("this run can't be guided, or is told its guidance already: say how many --steps are wanted")
         recipe = replace(base, stages=tuple(stages), method="guided-distillation")
@@ -98,7 +99,11 @@ class Distillation:
             )
         return (self.scale or SCALES) if guidable else None
 
-    def _first(self) -> int:
+    def _first(self, base: Recipe) -> int:
+        known = _known(base)
+        if known is not None:
+            _check_known(base, known, self.start, self.stochastic)
+            return known // 2
         first = max(self.steps) if self.start is None else self.start
         while self.start is None and first < FIRST_STEPS and max(self.steps) > 0:
             first *= 2
@@ -110,6 +115,19 @@ def _check_process(base: Recipe) -> None:
         raise Incompatible(f"distillation is for models of values on a path to noise, this run's is {base.process}")
     if isinstance(base.target, tuple) and len(base.target) > 1:
         raise Incompatible(f"distillation is for models of one prediction, this run's predicts {base.target}")
+
+
+def _known(base: Recipe) -> int | None:
+    """The steps that a run was distilled for; None where it knows every level."""
+    return base.sampler.grid.trained if isinstance(base.sampler.grid, DistilledGrid) else None
+
+
+def _check_known(base: Recipe, known: int, start: int | None, stochastic: bool) -> None:
+    if known % 2 or start not in (None, known // 2):
+        raise BadValue(f"this run was distilled for {known} steps and knows only their levels: no student of others")
+    if isinstance(base.objective, Halving) and base.objective.double != stochastic:
+        which = "the stochastic sampler: say" if base.objective.double else "the deterministic sampler: leave out"
+        raise Incompatible(f"this run was distilled for {which} --stochastic")
 
 
 def _check_steps(wanted: Sequence[int], counts: Sequence[int], base: Recipe) -> None:

@@ -140,6 +140,17 @@ def test_runs_that_can_not_be(trained, fast, tmp_path, capsys):
     assert "can't be distilled to 2 steps" in run(capsys, "distill", plain, "--steps", "2", code=2).err
 
 
+def test_a_distilled_run_goes_on_from_the_steps_that_it_knows(fast, tmp_path, capsys):
+    """Its levels are those of 2 steps: a student of more has a teacher that was never taught."""
+    said = run(capsys, "distill", fast, "--steps", "1", "--dry-run", "--out", tmp_path / "dry").out
+    assert "name: steps-1" in said and "name: steps-2" not in said and "name: guided" not in said
+    words = ["distill", fast, "--out", tmp_path / "no", "--steps"]
+    assert "doesn't lead to 4" in run(capsys, *words, "4", code=2).err
+    assert "distilled for 2 steps" in run(capsys, *words, "1", "--start", "4", code=2).err
+    assert "leave out --stochastic" not in run(capsys, *words, "1", "--dry-run").err
+    assert "leave out --stochastic" in run(capsys, *words, "1", "--stochastic", code=2).err
+
+
 def test_a_dry_run_shows_the_stages_and_trains_nothing(trained, tmp_path, capsys):
     said = run(capsys, "distill", trained, "--steps", "8", "--dry-run", "--out", tmp_path / "dry").out
     assert "name: guided" in said and "name: steps-16" in said and "name: steps-8" in said

@@ -9,7 +9,16 @@ import condiff as cd
 from condiff.conditions import Condition, Conditions, GuidanceScale, Label, RandomScale
 from condiff.config import from_config, to_config
 from condiff.denoiser import Denoiser
-from condiff.distill import DistilledGrid, GuidedDistillation, Halving, extended, fraction, guided_stage, two_steps
+from condiff.distill import (
+    DistilledGrid,
+    GuidedDistillation,
+    Halving,
+    extended,
+    fraction,
+    guided_stage,
+    halving_stages,
+    two_steps,
+)
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.guidance import Distilled, Free
 from condiff.methods import guided_distillation
@@ -61,9 +70,9 @@ def test_one_step_with_the_target_lands_where_two_of_the_teacher_do(process, ste
 class Perfect:
     """A student without error: it says its teacher's targets at its own levels."""
 
-    def __init__(self, teacher, steps, double=False):
+    def __init__(self, teacher, steps, double=False, direct=False):
         self.process, self.shape = teacher.process, teacher.shape
-        self.objective = Halving(steps=steps, double=double).of(teacher)
+        self.objective = Halving(steps=steps, double=double, direct=direct).of(teacher)
 
     def __call__(self, x, t, cond=None):
         return self.objective.aim(truth_at(self.process, t, x), Conditions())
@@ -143,6 +152,20 @@ def test_double_steps_end_where_the_stochastic_sampler_goes():
     level = PROCESS.at(0.25)
     two = sample(teacher, initial=x, grid=[0.75, 0.5, 0.25], solver=DDIM())
     assert float((aim.linear(x0=level.data, noise=level.noise) - two).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_perfect_rounds_of_double_steps_are_the_teachers_chain(rounds):
+    """A student of double steps leads from 1 / N to the data at once, so that halving it again loses nothing."""
+    teacher, x, student = labelled(), state(), labelled()
+    for k in range(rounds):
+        student = Perfect(student, 2 ** (rounds - 1 - k), double=True, direct=k > 0)
+    one = sample(student, initial=x, grid=DistilledGrid(1), steps=1, solver=DDIM())
+    many = sample(teacher, initial=x, steps=2 ** (rounds - 1), solver=DDIM())
+    assert float((one - many).abs().max()) < 1e-12
+    assert [s.objective.direct for s in halving_stages(4, 1, stochastic=True)] == [False, True, True]
+    assert [s.objective.direct for s in halving_stages(4, 2, stochastic=True, taught=True)] == [True, True]
+    assert not any(s.objective.direct for s in halving_stages(4, 1, taught=True))
 
 
 def test_students_are_taught_at_their_own_times():
@@ -284,10 +307,19 @@ def test_distilled_guidance_is_one_call_a_step():
 MODES = oracles.mixture(PROCESS, [[-2.0], [0.0], [2.0]], stds=[math.sqrt(0.05)] * 3, weights=[0.5, 0.3, 0.2])
 
 
-def mode_errors(steps):
-    """Errors of the weights of the modes: the deterministic map is monotone, so that quantiles of noise tell them."""
+def drawn_evenly(steps):
+    """By quantiles of noise: the deterministic map is monotone."""
     z = torch.special.ndtri((torch.arange(20000, dtype=torch.float64) + 0.5) / 20000)[:, None]
-    x = sample(MODES, initial=z, steps=steps, solver=DDIM())
+    return sample(MODES, initial=z, steps=steps, solver=DDIM())
+
+
+def mode_variances(x):
+    return [float(x[m].var()) for m in (x < -1, (x > -1) & (x < 1), x > 1)]
+
+
+def mode_errors(steps):
+    """Errors of the weights of the modes."""
+    x = drawn_evenly(steps)
     shares = [float((x < -1).double().mean()), float(((x > -1) & (x < 1)).double().mean())]
     return max(abs(shares[0] - 0.5), abs(shares[1] - 0.3), abs(sum(shares) - 0.8))
 
@@ -295,6 +327,10 @@ def mode_errors(steps):
 def test_the_deterministic_sampler_is_of_first_order():
     errors = [mode_errors(n) for n in (8, 16, 32, 64)]
     assert errors == pytest.approx([0.058, 0.029, 0.014, 0.007], abs=1.5e-3)
+    spread = {n: mode_variances(drawn_evenly(n)) for n in (16, 32, 64, 128)}
+    assert all(0.0415 < v < 0.0535 for v in spread[16])
+    away = [max(abs(v - 0.05) for v in spread[n]) for n in (16, 32, 64, 128)]
+    assert all(a / b == pytest.approx(2.0, abs=0.25) for a, b in zip(away, away[1:], strict=False))
 
 
 def test_the_stochastic_sampler_spreads_too_little_in_few_steps():
@@ -302,7 +338,7 @@ def test_the_stochastic_sampler_spreads_too_little_in_few_steps():
     spread = {}
     for steps in (16, 32, 256):
         x = sample(MODES, num=12000, seed=0, steps=steps, solver=Overshoot(), dtype=torch.float64)
-        spread[steps] = [float(x[m].var()) for m in (x < -1, (x > -1) & (x < 1), x > 1)]
+        spread[steps] = mode_variances(x)
     assert all(0.023 < v < 0.033 for v in spread[16])
     assert all(0.030 < v < 0.039 for v in spread[32])
     assert all(0.044 < v < 0.051 for v in spread[256])
@@ -361,6 +397,8 @@ def test_refusals():
         Halving(steps=4)(Straight(), x, rng=0)
     with pytest.raises(BadValue, match="at least 1 step"):
         Halving(steps=0)
+    with pytest.raises(BadValue, match="about a teacher of double steps"):
+        Halving(steps=4, direct=True)
     with pytest.raises(BadType, match="a teacher is a denoiser"):
         Halving(steps=4).of(3)
     with pytest.raises(Incompatible, match="its teacher on"):

@@ -186,6 +186,9 @@ def test_refusals(tmp_path, whole):
         Stage(name="a", training=3)
     with pytest.raises(Incompatible, match="TinyNet can't be told more"):
         Chain(tiny.denoiser(), tiny.TinyData(), [guided_stage()])
+    noisy = Denoiser(start().network, Gaussian(Cosine()), "noise", shape=(4,))
+    with pytest.raises(Incompatible, match="can't be distilled to 2 steps"):  # before the first stage is trained
+        Chain(noisy, tiny.TinyData(), stages())
     with pytest.raises(BadValue, match="already"):
         Chain(start(), tiny.TinyData(), [guided_stage(), Stage(name="b", conditions={"guidance": GuidanceScale()})])
 
