@@ -26,6 +26,7 @@ from condiff.cli.sample import Sample
 from condiff.cli.series import Forecast, Impute, Refine
 from condiff.cli.serve import Serve
 from condiff.cli.statistics import Kinetic, Statistics
+from condiff.cli.stream import Stream
 from condiff.cli.tie import Companions, Tie
 from condiff.cli.train import Train
 from condiff.errors import BadFile, BadType, BadValue, CondiffError, Incompatible, MissingExtra
@@ -77,6 +78,7 @@ def _parse(tyro: Any, argv: Sequence[str] | None) -> Any:
         | Annotated[Companions, command("companions")]
         | Annotated[Edit, command("edit")]
         | Annotated[Interpolate, command("interpolate")]
+        | Annotated[Stream, command("stream")]
         | Annotated[Evaluate, command("evaluate")]
         | Annotated[Classify, command("classify")]
         | Annotated[I2VStats, command("i2v-stats")]

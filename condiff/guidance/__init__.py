@@ -1,5 +1,6 @@
 """Guidance: wraps denoisers and is a denoiser."""
 
+from condiff.guidance.anchored import ANCHOR, Anchored, residual_noise
 from condiff.guidance.combine import Combine, Term, nested
 from condiff.guidance.compose import Blend, Given, Switch, auto, product
 from condiff.guidance.distilled import Distilled
@@ -9,11 +10,11 @@ from condiff.guidance.guided import Guided
 from condiff.guidance.logits import ClassScore, tempered
 from condiff.guidance.observed import Observed, Quantile, SquaredError, quantile_levels
 from condiff.guidance.proximal import Proximal
-from condiff.guidance.residual import ANCHOR, Residual, residual_noise
 from condiff.guidance.superpose import Superpose
 
 __all__ = [
     "ANCHOR",
+    "Anchored",
     "Blend",
     "ClassScore",
     "Classifier",
@@ -26,7 +27,6 @@ __all__ = [
     "Observed",
     "Proximal",
     "Quantile",
-    "Residual",
     "SquaredError",
     "Superpose",
     "Switch",

@@ -15,6 +15,7 @@ from condiff.interop.backbones import (
 )
 from condiff.interop.export import as_guider, as_scheduler
 from condiff.interop.frames import encode_frames, load_vae
+from condiff.interop.loading import load_pipeline
 from condiff.interop.lora import add_lora, save_lora
 from condiff.interop.pipelines import Wrapped, wrap
 from condiff.interop.schedulers import ContinuousV, Whole, grid_of, precondition_of, process_of
@@ -35,6 +36,7 @@ __all__ = [
     "dynamic_scale",
     "encode_frames",
     "grid_of",
+    "load_pipeline",
     "load_vae",
     "precondition_of",
     "process_of",

@@ -15,7 +15,7 @@ from torch import Tensor
 from condiff.conditions import Condition, Conditions, as_conditions
 from condiff.denoiser import Denoises, device_of
 from condiff.errors import BadType, BadValue, Incompatible
-from condiff.guidance.residual import ANCHOR, Residual, wide
+from condiff.guidance.anchored import ANCHOR, Anchored, wide
 from condiff.process.algebra import combine
 from condiff.random import Source, as_source
 from condiff.sampling import Consistency, Hook, Run
@@ -32,7 +32,7 @@ class Stream:
     noises ``eps^i`` are drawn once, by :meth:`start`, and are the same for all frames. What comes out is what the loop
     (:func:`condiff.sampling.sample`) makes of the frame alone with these noises.
 
-    With a :class:`condiff.guidance.Residual` the stream gives every frame as its own anchor; with one that has
+    With a :class:`condiff.guidance.Anchored` the stream gives every frame as its own anchor; with one that has
     ``negative`` conditions it lets the newest frames find theirs, and remembers it.
 
     Args:
@@ -50,7 +50,7 @@ class Stream:
             a step or at the start of a trajectory.
 
     Example:
-        >>> stream = Stream(Residual(model, scale=1.4), [0.6, 0.3, 0.0]).start({"label": [3]}, rng=0)
+        >>> stream = Stream(Anchored(model, scale=1.4), [0.6, 0.3, 0.0]).start({"label": [3]}, rng=0)
         >>> for z in latents:
         ...     out = stream.push(z)  # None while the first frames are on their way
     """
@@ -187,7 +187,7 @@ class Stream:
     def _run(self, anchors: Tensor) -> _Tick:
         assert self._told is not None
         cond = Conditions({**self._common, **self._told})
-        if isinstance(self.denoiser, Residual):
+        if isinstance(self.denoiser, Anchored):
             cond = cond.replace(**{ANCHOR: Condition(anchors, "map", keep=self._known())})
         return _Tick(self, cond, anchors)
 
@@ -236,7 +236,7 @@ class Stream:
 
     def _said(self, x: Tensor) -> Tensor:
         denoiser, level, cond = self.denoiser, self._from, self._common
-        while isinstance(denoiser, Residual):
+        while isinstance(denoiser, Anchored):
             denoiser = denoiser.denoiser
         return denoiser(x, level, cond).noise
 

@@ -94,18 +94,17 @@ class Live:
         work: frame -> picture, or None while the first ones are on their way; a :class:`~condiff.streaming.Translator`.
         waiting: frames that wait for the work at most; the newest ones win.
         drop: with False nothing is dropped: reading waits for the work, as for a file.
-        delay: calls of ``work`` between a frame and its picture, for the latency.
 
     Example:
-        >>> with Live(camera(0), translator, delay=translator.delay) as live:
+        >>> with Live(camera(0), translator) as live:
         ...     for picture in live:
         ...         show(picture)
     """
 
     def __init__(
-        self, frames: Iterable[Any], work: Callable[[Any], Any], *, waiting: int = 1, drop: bool = True, delay: int = 0
+        self, frames: Iterable[Any], work: Callable[[Any], Any], *, waiting: int = 1, drop: bool = True
     ) -> None:
-        self.frames, self.work, self.delay = frames, work, delay
+        self.frames, self.work = frames, work
         self._in, self._out = Newest(waiting, keep=not drop), Newest(2, keep=not drop)
         self._error: BaseException | None = None
         self._arrivals: deque[float] = deque()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -83,43 +83,62 @@ def check_output(out: Path, rate: float, overwrite: bool) -> None:
         raise BadFile(f"{out} exists already: choose another one, or say --overwrite")
 
 
-def write_frames(frames: Tensor, out: Path, rate: float = 25.0) -> None:
-    """Frames (F, C, H, W) in [-1, 1] as numbered pictures in a folder, as one animated picture, or as a video.
+def write_frames(frames: Iterable[Tensor], out: Path, rate: float = 25.0) -> int:
+    """Frames (C, H, W) in [-1, 1] as numbered pictures in a folder, as one animated picture, or as a video; how many.
+
+    Folders and videos are written as the frames come.
 
     Raises:
-        BadValue: a video of odd sides.
+        BadValue: no frames, a video of odd sides.
         MissingExtra: a video without PyAV.
     """
     write = _as_folder if out.suffix == "" else _as_video if out.suffix.lower() in VIDEOS else _as_animation
     with replacing(out) as temporary:
-        write([p[..., 0] if p.shape[-1] == 1 else p for p in figures.to_uint8(frames)], temporary, rate)
+        count = write(_pictures(frames), temporary, rate)
+        if not count:
+            raise BadValue(f"there are no frames to write to {out}")
+    return count
 
 
-def _as_folder(pictures: Sequence[np.ndarray], folder: Path, rate: float) -> None:
-    pillow = require_extra("PIL.Image", "train")
+def _pictures(frames: Iterable[Tensor]) -> Iterator[np.ndarray]:
+    """(H, W, 3), or (H, W) of grey ones, bytes."""
+    for frame in frames:
+        picture = figures.to_uint8(frame[None])[0]
+        yield picture[..., 0] if picture.shape[-1] == 1 else picture
+
+
+def _as_folder(pictures: Iterator[np.ndarray], folder: Path, rate: float) -> int:
+    pillow, count = require_extra("PIL.Image", "train"), 0
     folder.mkdir()
-    for i, picture in enumerate(pictures):
-        pillow.fromarray(picture).save(folder / f"{i:06d}.png")
+    for count, picture in enumerate(pictures, 1):
+        pillow.fromarray(picture).save(folder / f"{count - 1:06d}.png")
+    return count
 
 
-def _as_animation(pictures: Sequence[np.ndarray], file: Path, rate: float) -> None:
+def _as_animation(pictures: Iterator[np.ndarray], file: Path, rate: float) -> int:
     pillow = require_extra("PIL.Image", "train")
-    first, *rest = [pillow.fromarray(picture) for picture in pictures]
-    options = {"duration": 1000.0 / rate, "loop": 0, "append_images": rest, "save_all": True}
-    first.save(file, format=file.suffix.lower().lstrip(".").upper(), **options)
+    images = [pillow.fromarray(picture) for picture in pictures]
+    options = {"duration": 1000.0 / rate, "loop": 0, "append_images": images[1:], "save_all": True}
+    if images:
+        images[0].save(file, format=file.suffix.lower().lstrip(".").upper(), **options)
+    return len(images)
 
 
-def _as_video(pictures: Sequence[np.ndarray], file: Path, rate: float) -> None:
+def _as_video(pictures: Iterator[np.ndarray], file: Path, rate: float) -> int:
     """H.264 where PyAV brings it, else MPEG-4, in the usual subsampled colours."""
-    av = require_extra("av", "video")
-    height, width = pictures[0].shape[:2]
-    if height % 2 or width % 2:
-        raise BadValue(f"a video has even sides, and these frames are {height} x {width}: write an animation instead")
+    av, count = require_extra("av", "video"), 0
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with av.open(str(file), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1000))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for picture in pictures:
+        stream.pix_fmt = "yuv420p"
+        for count, picture in enumerate(pictures, 1):
+            height, width = picture.shape[:2]
+            if height % 2 or width % 2:
+                raise BadValue(f"a video has even sides, and frames are {height} x {width}: write an animation instead")
+            if count == 1:
+                stream.height, stream.width = height, width
             frame = av.VideoFrame.from_ndarray(picture, format="gray" if picture.ndim == 2 else "rgb24")
             container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        if count:
+            container.mux(stream.encode())
+    return count

@@ -15,7 +15,7 @@ from torch import Tensor
 from condiff import __version__, figures, interop
 from condiff.data import Framing
 from condiff.denoiser import device_of
-from condiff.errors import BadFile, BadValue, CondiffError, Incompatible, require_extra, unknown
+from condiff.errors import BadValue, Incompatible, unknown
 from condiff.methods.drawn import Drawing
 from condiff.methods.names import solver as solver_of
 from condiff.sampling import sample
@@ -30,21 +30,6 @@ from condiff.web.worker import Job
 
 OWN = {"solver": "unipc", "steps": 20, "num": 1}
 TOLD = ("prompt", "label", "image")  # what a pipeline may be told first
-
-
-def load_pipeline(name: str) -> Any:
-    """A pipeline from a folder or the Hub; weights are safetensors, code of a repository is never run.
-
-    Raises:
-        BadFile: it isn't there, can't be downloaded, or isn't a pipeline.
-    """
-    diffusers = require_extra("diffusers", "hf")
-    try:
-        return diffusers.DiffusionPipeline.from_pretrained(name, use_safetensors=True)
-    except CondiffError:
-        raise
-    except Exception as error:  # OSError, ValueError, and the Hub's own, depending on what is wrong
-        raise BadFile(f"{name} can't be loaded as a diffusers pipeline: {str(error).strip()[:400]}") from error
 
 
 class PipelineSource(Source):

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from condiff.errors import BadFile, BadValue, require_extra
+from condiff.interop.loading import load_pipeline
 from condiff.interop.repository import is_name
 from condiff.web.app import build_app
 from condiff.web.guard import Guard, is_loopback
 from condiff.web.limits import Limits
-from condiff.web.pipeline_source import PipelineSource, load_pipeline
+from condiff.web.pipeline_source import PipelineSource
 from condiff.web.run_source import RunSource
 from condiff.web.source import Source
 from condiff.web.uploads import Uploads

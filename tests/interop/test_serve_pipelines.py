@@ -11,8 +11,9 @@ from tiny_video import stable_video_diffusion, wan
 
 import condiff as cd
 from condiff.errors import BadFile, BadValue, CondiffError
+from condiff.interop import load_pipeline
 from condiff.web import Limits, Settings, Uploads, open_source
-from condiff.web.pipeline_source import PipelineSource, load_pipeline
+from condiff.web.pipeline_source import PipelineSource
 from condiff.web.worker import Job
 
 

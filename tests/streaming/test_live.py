@@ -120,6 +120,6 @@ def test_latency_counts_the_frames_between_a_frame_and_its_picture():
         late.append(i)
         return late[-3] if len(late) > 2 else None
 
-    live = Live(slow(), work, drop=False, delay=2)
+    live = Live(slow(), work, drop=False)
     assert list(live) == [0, 1, 2, 3]
     assert live.pace.latency >= 0.03  # two frames of 0.02 s

@@ -9,7 +9,7 @@ from torch import nn
 import condiff as cd
 from condiff.conditions import Condition
 from condiff.errors import BadType, BadValue, Incompatible
-from condiff.guidance import ANCHOR, Free, Residual, residual_noise
+from condiff.guidance import ANCHOR, Anchored, Free, residual_noise
 from condiff.process import Discrete, Gaussian, Prediction
 from condiff.random import Tape
 from condiff.sampling import Boundary, Consistency, DPMSolverPP, Inpaint, Overshoot, sample, trajectory
@@ -54,7 +54,7 @@ def guided(net, kind, scale=1.7, delta=0.9):
         return net
     if kind == "full":
         return Free(net, scale=scale)
-    return Residual(net, scale=scale, delta=delta, negative={} if kind == "initialize" else None)
+    return Anchored(net, scale=scale, delta=delta, negative={} if kind == "initialize" else None)
 
 
 def told(kind, z, label):
@@ -114,7 +114,7 @@ def test_other_solvers_of_one_evaluation(solver):
     torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-13)
 
 
-# Residual guidance
+# Anchored guidance
 
 
 @pytest.mark.parametrize("renoise", [True, False], ids=["renoised", "clean"])
@@ -127,7 +127,7 @@ def test_the_residual_follows_the_recursion_of_the_paper(renoise, boundary):
     x = PROCESS.forward(z, float(times[0]), noise=noise[:1]).x_t
     hooks = [Boundary()] if boundary else []
     steps = trajectory(
-        Residual(net, scale=1.7), x, cond=told("self", z, 3), grid=times, solver=Consistency(renoise=renoise),
+        Anchored(net, scale=1.7), x, cond=told("self", z, 3), grid=times, solver=Consistency(renoise=renoise),
         rng=Tape([*noise[1:, None]]), hooks=hooks,
     )  # fmt: skip
     levels, r = PROCESS.levels(times), noise[:1]
@@ -157,7 +157,7 @@ def test_of_the_first_negative_the_residual_follows_the_recursion():
         if i < 3:
             r = noise[i + 1] + (levels[i + 1].data / levels[i + 1].noise) * levels[i].noise * (r - e) / levels[i].data
             x = levels[i + 1].data * x0 + levels[i + 1].noise * noise[i + 1]
-    made = alone(Residual(net, scale=1.7, negative={}), "initialize", z, noise, times)
+    made = alone(Anchored(net, scale=1.7, negative={}), "initialize", z, noise, times)
     torch.testing.assert_close(made, x0, rtol=1e-11, atol=1e-12)
 
 
@@ -169,13 +169,13 @@ def test_a_scale_of_1_is_no_guidance_and_a_delta_of_0_scales_the_noise():
     for kind in KINDS:
         assert torch.equal(guided(plain, kind, scale=1.0)(z, level, label if kind == "self" else bare).noise, ec)
     torch.testing.assert_close(
-        Residual(plain, scale=1.7, delta=0.0)(z, level, label).noise, 1.7 * ec, rtol=1e-15, atol=0
+        Anchored(plain, scale=1.7, delta=0.0)(z, level, label).noise, 1.7 * ec, rtol=1e-15, atol=0
     )
 
 
 def test_the_first_step_of_initialize_is_that_of_full_guidance():
     z, level, cond = frames(1)[0], PROCESS.at(0.999), cd.conditions.as_conditions(told("none", None, 3))
-    once = Residual(Stub(), scale=1.7, negative={})(z, level, cond).noise
+    once = Anchored(Stub(), scale=1.7, negative={})(z, level, cond).noise
     torch.testing.assert_close(once, Free(Stub(), scale=1.7)(z, level, cond).noise, rtol=0.0, atol=1e-15)
 
 
@@ -199,13 +199,13 @@ def test_residuals_stay_in_float32_where_states_are_half():
 def test_anchors_that_are_missing_or_of_another_shape_and_scales_below_1():
     z, level = frames(1)[0], PROCESS.at(0.5)
     with pytest.raises(BadValue, match="needs the condition 'anchor'"):
-        Residual(Stub(), scale=2.0)(z, level, {"label": [3]})
+        Anchored(Stub(), scale=2.0)(z, level, {"label": [3]})
     with pytest.raises(BadValue, match="an anchor of shape"):
-        Residual(Stub(), scale=2.0)(z, level, told("self", z[..., :2], 3))
+        Anchored(Stub(), scale=2.0)(z, level, told("self", z[..., :2], 3))
     with pytest.warns(UserWarning, match="below 1 draws the answer to the anchor"):
-        Residual(Stub(), scale=0.5)
+        Anchored(Stub(), scale=0.5)
     with pytest.raises(Incompatible, match="has an endpoint"):
-        Residual(Stub(cd.process.Interpolant()), scale=2.0)
+        Anchored(Stub(cd.process.Interpolant()), scale=2.0)
 
 
 # Rows

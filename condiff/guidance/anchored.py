@@ -27,7 +27,7 @@ ANCHOR = "anchor"  # the condition that tells where the reference leads
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Residual(Guided):
+class Anchored(Guided):
     """``e = delta R + scale (e(x_t | c) - delta R)`` with ``R = (x_t - data z) / noise`` (Kodaira 2023).
 
     The anchor z is the condition ``"anchor"``, of the state's shape: the input of a translation, or zeros where there
@@ -50,7 +50,7 @@ class Residual(Guided):
         Incompatible: tokens, joint states, processes with an endpoint.
 
     Example:
-        >>> guided = Residual(model, scale=1.4)
+        >>> guided = Anchored(model, scale=1.4)
         >>> sample(guided, cond={"label": y, "anchor": z}, initial=noisy, grid=[0.4, 0.1, 0.0], solver=Consistency())
     """
 
@@ -86,7 +86,7 @@ class Residual(Guided):
 
     def predict(self, x_t: States, level: Any, cond: Conditions) -> Prediction:
         if not isinstance(x_t, Tensor) or not x_t.is_floating_point():
-            raise Incompatible("Residual guides one continuous state")
+            raise Incompatible("Anchored guides one continuous state")
         told = Conditions({name: entry for name, entry in cond.items() if name != ANCHOR})
         scale = strength(self.scale, level, x_t)
         if always(scale, 1.0):

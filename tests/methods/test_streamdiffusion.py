@@ -1,0 +1,100 @@
+"""StreamDiffusion on models of ours; the mathematics is in tests/streaming, pipelines in tests/interop."""
+
+import pytest
+import torch
+
+import condiff as cd
+from condiff.errors import BadType, BadValue
+from condiff.guidance import Free
+from condiff.methods import streamdiffusion
+from condiff.process import Discrete, Gaussian, Rectified
+from condiff.sampling import Consistency
+from condiff.streaming import SimilarityFilter, Translator
+
+
+def pictures(count=4, side=8, seed=0):
+    return [*(torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(seed)) * 2.0 - 1.0)]
+
+
+def test_of_a_continuous_process_the_steps_are_even_times():
+    assert streamdiffusion.times_of(Gaussian(Rectified()), (5, 20), of=25).tolist() == pytest.approx([0.8, 0.2, 0.0])
+
+
+@pytest.mark.parametrize("steps", [(45, 32), (32, 32), (32, 50), (-1, 3), (), (1.5,)], ids=str)
+def test_steps_that_do_not_rise_or_lie_outside_of_the_schedule(steps):
+    with pytest.raises(BadValue, match=r"steps (rise|are whole)"):
+        streamdiffusion.times_of(Gaussian(Discrete.stable_diffusion()), steps)
+
+
+def test_what_guidance_and_prompts_are_refused():
+    net = cd.Denoiser(cd.networks.MLP(shape=(1, 8, 8)), Gaussian(Rectified()), shape=(1, 8, 8))
+    for kind in ("full", "initialize"):
+        with pytest.raises(BadValue, match="needs negative conditions"):
+            streamdiffusion.of_model(net, (10,), guidance=kind)
+    with pytest.raises(BadValue, match="takes no negative"):
+        streamdiffusion.of_model(net, (10,), guidance="self", negative={})
+    with pytest.raises(BadValue, match="Did you mean 'self'"):
+        streamdiffusion.of_model(net, (10,), guidance="selv")
+    with pytest.warns(UserWarning, match="below 1 draws"):
+        streamdiffusion.of_model(net, (10,), guidance="self", scale=0.5)
+    assert isinstance(streamdiffusion.guided(net, "full", negative={}), Free)
+    translator = streamdiffusion.of_model(net, (10,), guidance="none")
+    with pytest.raises(BadType, match="is told no prompt"):
+        translator.start("a fox")
+    with pytest.raises(BadType, match="frames are pictures"):
+        streamdiffusion.of_model(net, (10,), guidance="none", shape=(64,))
+
+
+def own(still=None, steps=(20, 40)):
+    torch.manual_seed(0)
+    net = cd.networks.MLP(shape=(1, 8, 8), width=16, depth=1)
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model = cd.Denoiser(net.eval(), Gaussian(Rectified()), "velocity", shape=(1, 8, 8))
+    return streamdiffusion.of_model(model, steps, guidance="self", scale=1.5, still=still).start(seed=0)
+
+
+@pytest.mark.parametrize("steps", [(40,), (10, 20, 40)], ids=len)
+def test_a_clip_with_still_frames_has_a_picture_for_every_frame(steps):
+    a, b, c = (torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)).clamp(-1, 1) for i in range(3))
+    frames = [a, a, a, b, c, c]
+    plain, still = own(steps=steps), own(SimilarityFilter(max_skip=10), steps)
+    wanted, made = torch.stack(list(plain.clip(frames))), torch.stack(list(still.clip(frames)))
+    torch.testing.assert_close(made, wanted, rtol=0.0, atol=1e-5)  # equal frames have equal pictures
+    assert plain.stream.calls == 6 + len(steps) - 1 and still.stream.calls == 3 + len(steps) - 1
+
+
+def test_a_still_frame_gives_the_previous_picture_without_a_call():
+    translator, frame = own(SimilarityFilter(), (40,)), pictures(1)[0]
+    first = translator(frame)
+    assert torch.equal(translator(frame), first) and translator.stream.calls == 1
+
+
+def test_a_translator_goes_on_bit_for_bit():
+    frames = pictures(10)
+    frames[6] = frames[5]
+    one, other = own(SimilarityFilter(seed=1)), own(SimilarityFilter(seed=2))
+    for frame in frames[:4]:
+        one(frame)
+    other.load_state_dict({k: v.clone() for k, v in one.state_dict().items()})
+    assert all(torch.equal(one(f), other(f)) for f in frames[4:])
+
+
+def test_a_translator_refuses_other_streams_and_shapes():
+    stream = own().stream
+    with pytest.raises(BadValue, match="and the stream takes"):
+        Translator(stream, shape=(1, 16, 16))
+    two = cd.streaming.Stream(stream.denoiser, [0.5, 0.0], frames=2, solver=Consistency())
+    with pytest.raises(BadValue, match="one by one"):
+        Translator(two, shape=(1, 8, 8))
+
+
+def test_the_reproduction_runs(monkeypatch):
+    lab = streamdiffusion.Digits
+    monkeypatch.setattr(streamdiffusion, "FRAMES", 5)
+    monkeypatch.setattr(streamdiffusion, "Digits", lambda slug, budget, steps: lab(slug, budget, steps=2))
+    found = streamdiffusion.reproduce("small")
+    assert found.slug == "streamdiffusion" and len(found.comparisons) == 6
+    figures = found.series
+    assert figures["rows a frame, self"] == figures["rows a frame, none"] == [4.0] * 3
+    assert figures["rows a frame, initialize"] == [5.0] * 3 and figures["rows a frame, full"] == [8.0] * 3
