@@ -311,14 +311,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         return progress
 
     def _first(self, timestep: Any) -> int:
-        """The evaluation of a timestep: the one that was announced, else the first of its value."""
+        """The evaluation of a timestep: the one that was announced, else of those of its value one that begins a step."""
         if self.begin_index is not None or timestep is None:
             return self.begin_index or 0
         number = torch.as_tensor(timestep, dtype=torch.float64, device="cpu").flatten()[0]
         same = torch.nonzero((self.timesteps.cpu().double() - number).abs() < 1e-3).flatten()
         if not len(same):
             raise BadValue(f"timestep {float(number):g} is none of {self.timesteps.tolist()}")
-        return int(same[0])
+        begins = [i for i in same.tolist() if i == 0 or self._asked[i - 1][0] != self._asked[i][0]]
+        return (begins or same.tolist())[0]
 
     # Noise that pipelines add themselves
 

@@ -128,14 +128,16 @@ def test_draws_are_kept_while_a_step_waits():
     torch.testing.assert_close(run(pipe, 4, generator=torch.Generator().manual_seed(5)), want, **CLOSE)
 
 
-@pytest.mark.parametrize("solver", [DDIM(), Heun()], ids=repr)
-def test_pictures_to_pictures_begin_late(solver):
+@pytest.mark.parametrize("solver", [DDIM(), UniPC(2), Heun()], ids=repr)
+def test_pictures_to_pictures_begin_late(solver, monkeypatch):
     """strength=0.5 of 8 steps begins with the fifth: the same as our loop from there, on the noised latents."""
     base = stable_diffusion()
     pipe = AutoPipelineForImage2Image.from_pipe(base)
     pipe.set_progress_bar_config(disable=True)
     picture = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     pipe.scheduler = as_scheduler(solver, base)
+    noised, add_noise = [], pipe.scheduler.add_noise
+    monkeypatch.setattr(pipe.scheduler, "add_noise", lambda *a: (noised.append(add_noise(*a)), noised[-1])[1])
     made = pipe(
         PROMPTS, image=picture, strength=0.5, num_inference_steps=8, guidance_scale=4.0, output_type="latent",
         generator=torch.Generator().manual_seed(1),
@@ -145,12 +147,30 @@ def test_pictures_to_pictures_begin_late(solver):
     scheduler.set_timesteps(8)
     sd = wrap(base)
     grid = sd.grid(8)[4:]
+    want = sample(sd.guided(4.0), cond=sd.encode(PROMPTS), solver=solver, grid=grid, initial=noised[0])
+    torch.testing.assert_close(made, want, **CLOSE)
     x0, noise = latents(seed=4), latents(seed=5)
     order = scheduler.order
     start = scheduler.add_noise(x0, noise, scheduler.timesteps[4 * order : 4 * order + 1])
     level = sd.denoiser.process.at(float(grid[0]))
     torch.testing.assert_close(start, level.data * x0 + level.noise * noise)
     assert isinstance(level, Level)
+
+
+def test_a_step_is_found_by_its_timestep_alone():
+    """Heun asks twice for the same timestep: at the end of a step and at the start of the next."""
+    pipe = stable_diffusion()
+    announced, found = (as_scheduler(Heun(), pipe) for _ in range(2))
+    states = []
+    for scheduler in (announced, found):
+        scheduler.set_timesteps(6)
+        x = latents()
+        if scheduler is announced:
+            scheduler.set_begin_index(4)
+        for t in scheduler.timesteps[4:]:
+            x = scheduler.step(0.1 * scheduler.scale_model_input(x, t), t, x).prev_sample
+        states.append(x)
+    assert torch.equal(*states)
 
 
 def test_a_pipeline_keeps_its_solver_when_it_is_saved(tmp_path):

@@ -96,13 +96,13 @@ class ImplicitDDIM(Solver):
             floor = ROUNDING * torch.finfo(y.dtype).eps * _rms(y)  # nearer than that rounding lets nothing come
             if bool((residual <= torch.clamp(floor, min=self.tolerance)).all()):
                 break
-            self._check(residuals, run)
+            self._check(residuals, floor, run)
         state.extra.setdefault("residuals", []).append(residuals)
         y, _, _ = self.finish(x, y, 0.0, first, run)
         return y, first, None
 
-    def _check(self, residuals: list[Tensor], run: Any) -> None:
-        last, start = residuals[-1], residuals[0]
+    def _check(self, residuals: list[Tensor], floor: Tensor, run: Any) -> None:
+        last, start = residuals[-1], torch.maximum(residuals[0], floor)  # a row that began at its fixed point
         grown = self.rule != "adamw" and bool((last > 10.0 * start).any())  # AdamW's first steps are of length lr
         if grown or not bool(torch.isfinite(last).all()):
             raise NonFinite(
