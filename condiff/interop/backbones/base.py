@@ -313,3 +313,17 @@ def encoded_labels(labels: Sequence[Any], count: int, device: torch.device) -> C
     if wrong:
         raise BadValue(f"classes are whole numbers in [0, {count - 1}], got {wrong[:5]}")
     return Conditions({"label": Condition(torch.tensor(labels, device=device), "label")})
+
+
+def keep_empty(backbone: Backbone, null: tuple[Tensor, Tensor] | None) -> None:
+    """Keep the empty prompt, tokens (L, D) and pooled (P,), beside the network, where its device goes."""
+    tokens, pooled = null or (None, None)
+    backbone.register_buffer("null", tokens, persistent=False)
+    backbone.register_buffer("null_pooled", pooled, persistent=False)
+
+
+def prompt_and_pooled(backbone: Any, cond: Conditions) -> tuple[Tensor, Tensor]:
+    """The conditions ``prompt`` and ``pooled`` in the dtype of the network; the empty one where absent."""
+    tokens = filled(need(cond, "prompt", "a prompt"), backbone.null, "prompt")
+    pooled = filled(need(cond, "pooled", "a pooled prompt"), backbone.null_pooled, "pooled")
+    return tokens.to(backbone.dtype), pooled.to(backbone.dtype)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
+from condiff.conditions import Condition, Conditions
 from condiff.errors import BadValue
 from condiff.interop.backbones.base import Family
 
@@ -48,3 +51,12 @@ class Clips(Family):
         assert self.frames is not None
         channels, height, width = super().latent_shape()
         return 1 + (self.frames - 1) // self.every, channels, height, width
+
+
+def prompts(family: Family, entries: Sequence[Any]) -> Conditions:
+    """Prompts by the pipeline's one text encoder, padded to a length."""
+    family.text_encoders("text_encoder")
+    tokens, _ = family.pipe.encode_prompt(
+        list(entries), do_classifier_free_guidance=False, max_sequence_length=family.length, device=family.device
+    )
+    return Conditions({"prompt": Condition(tokens, "tokens")})

@@ -12,7 +12,14 @@ from condiff.conditions import GUIDANCE, Condition, Conditions
 from condiff.denoiser import Denoises
 from condiff.errors import Incompatible
 from condiff.guidance import Distilled
-from condiff.interop.backbones.base import Backbone, Family, filled, need, refuse_pictures
+from condiff.interop.backbones.base import (
+    Backbone,
+    Family,
+    keep_empty,
+    need,
+    prompt_and_pooled,
+    refuse_pictures,
+)
 
 PATCH = 2  # latents along a side of a token
 
@@ -50,14 +57,11 @@ class PackedFlow(Backbone):
         super().__init__(net)
         kinds = {"prompt": "tokens", "pooled": "vector"}
         self.condition_kinds = {**kinds, GUIDANCE: "scalar"} if net.config.guidance_embeds else kinds  # type: ignore[misc]
-        tokens, pooled = null or (None, None)
-        self.register_buffer("null", tokens, persistent=False)
-        self.register_buffer("null_pooled", pooled, persistent=False)
+        keep_empty(self, null)
 
     def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
-        tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
-        pooled = filled(need(cond, "pooled", "a pooled prompt"), self.null_pooled, "pooled")  # type: ignore[arg-type]
-        told = {"encoder_hidden_states": tokens.to(self.dtype), "pooled_projections": pooled.to(self.dtype)}
+        tokens, pooled = prompt_and_pooled(self, cond)
+        told = {"encoder_hidden_states": tokens, "pooled_projections": pooled}
         if self.net.config.guidance_embeds:
             told["guidance"] = need(cond, GUIDANCE, "how strongly it is guided").value.float()
         return {**told, "txt_ids": tokens.new_zeros(tokens.shape[1], 3)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from condiff.conditions import Condition, Conditions
-from condiff.interop.backbones.base import Backbone, Family, filled, need
+from condiff.interop.backbones.base import Backbone, Family, keep_empty, prompt_and_pooled
 
 
 class TextAndPooled(Backbone):
@@ -23,14 +23,11 @@ class TextAndPooled(Backbone):
 
     def __init__(self, net: Any, null: tuple[Tensor, Tensor] | None = None, time_scale: float = 1000.0) -> None:
         super().__init__(net, time_scale)
-        tokens, pooled = null or (None, None)
-        self.register_buffer("null", tokens, persistent=False)
-        self.register_buffer("null_pooled", pooled, persistent=False)
+        keep_empty(self, null)
 
     def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
-        tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
-        pooled = filled(need(cond, "pooled", "a pooled prompt"), self.null_pooled, "pooled")  # type: ignore[arg-type]
-        return {"encoder_hidden_states": tokens.to(self.dtype), "pooled_projections": pooled.to(self.dtype)}
+        tokens, pooled = prompt_and_pooled(self, cond)
+        return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
 
 
 class StableDiffusion3(Family):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from condiff.conditions import Condition, Conditions
 from condiff.errors import Incompatible
-from condiff.interop.backbones.base import Backbone, filled, need
+from condiff.interop.backbones.base import Backbone, keep_empty, need, prompt_and_pooled
 from condiff.interop.backbones.guidance_embedding import scale_kinds, scale_told, with_scale
 from condiff.interop.backbones.inpainting import mask_kinds, mask_told
 from condiff.interop.backbones.stable_diffusion import StableDiffusion
@@ -32,16 +32,13 @@ class TextAndSize(Backbone):
     def __init__(self, net: Any, null: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__(net)
         self.condition_kinds = self.condition_kinds | mask_kinds(net) | scale_kinds(net)  # type: ignore[misc]
-        tokens, pooled = null or (None, None)
-        self.register_buffer("null", tokens, persistent=False)
-        self.register_buffer("null_pooled", pooled, persistent=False)
+        keep_empty(self, null)
 
     def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
-        tokens = filled(need(cond, "prompt", "a prompt"), self.null, "prompt")  # type: ignore[arg-type]
-        pooled = filled(need(cond, "pooled", "a pooled prompt"), self.null_pooled, "pooled")  # type: ignore[arg-type]
+        tokens, pooled = prompt_and_pooled(self, cond)
         size = need(cond, "size", "the size of the picture").value
-        added = {"text_embeds": pooled.to(self.dtype), "time_ids": size.to(self.dtype)}
-        told = {"encoder_hidden_states": tokens.to(self.dtype), "added_cond_kwargs": added}
+        added = {"text_embeds": pooled, "time_ids": size.to(self.dtype)}
+        told = {"encoder_hidden_states": tokens, "added_cond_kwargs": added}
         return {**told, **mask_told(self.net, cond), **scale_told(self.net, cond, self.dtype)}
 
     def extended(self, conditions: Mapping[str, Any]) -> TextAndSize:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from condiff.codecs import Codec
-from condiff.conditions import Condition, Conditions
+from condiff.conditions import Conditions
 from condiff.errors import Incompatible
 from condiff.interop.backbones.base import Backbone, filled, need, refuse_pictures
-from condiff.interop.backbones.clips import Clips
+from condiff.interop.backbones.clips import Clips, prompts
 from condiff.interop.video_vae import WanVAE
 
 
@@ -101,11 +101,7 @@ class Wan(Clips):
 
     @torch.no_grad()
     def words(self, entries: Sequence[Any]) -> Conditions:
-        self.text_encoders("text_encoder")
-        tokens, _ = self.pipe.encode_prompt(
-            list(entries), do_classifier_free_guidance=False, max_sequence_length=self.length, device=self.device
-        )
-        return Conditions({"prompt": Condition(tokens, "tokens")})
+        return prompts(self, entries)
 
     @property
     def multiple(self) -> int:
