@@ -92,6 +92,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     hub.repos[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "deletedFile":
+                    del hub.repos[name][line["value"]["path"]]
             url = f"http://{self.headers['Host']}/{name}/commit/{COMMIT}"
             return self.answer({"commitUrl": url, "commitOid": COMMIT, "success": True})
 

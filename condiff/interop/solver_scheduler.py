@@ -311,7 +311,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         return progress
 
     def _first(self, timestep: Any) -> int:
-        """The evaluation of a timestep: the one that was announced, else of those of its value one that begins a step."""
+        """The evaluation of a timestep: the one that was announced, else the first of its value that begins a step."""
         if self.begin_index is not None or timestep is None:
             return self.begin_index or 0
         number = torch.as_tensor(timestep, dtype=torch.float64, device="cpu").flatten()[0]

@@ -6,11 +6,13 @@ machine that trained it. Everything that comes back is safetensors, JSON, text a
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from condiff.config import read_json
@@ -28,20 +30,31 @@ CARD = "README.md"
 def push(run: Path, repository: str, *, private: bool = False, overwrite: bool = False) -> str:
     """Upload a finished run; returns its address.
 
+    Args:
+        overwrite: take the place of a run that is there, whose files go; other files stay.
+
     Raises:
-        BadFile: not a finished run, a repository that holds something already, no permission, no connection.
+        BadFile: not a finished run, or one that needs another; a repository that holds something already, no
+            permission, no connection.
         BadValue: a repository that isn't called owner/name.
     """
     check_name(repository)
     config = _config_of(run)
-    with tempfile.TemporaryDirectory() as made, explained(repository):
+    with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         write_shared(run, folder, config, repository)
-        hub().create_repo(repository, private=private, exist_ok=True)
-        holds = [name for name in HubRepository(repository).files() if not name.startswith(".")]
-        if holds and not overwrite:
-            raise BadFile(f"{repository} holds {holds[0]} already: choose another name, or say --overwrite")
-        return str(hub().upload_folder(repo_id=repository, folder_path=folder, commit_message="A run of condiff"))
+        with explained(repository):
+            return _upload(folder, repository, private, overwrite)
+
+
+def _upload(folder: Path, repository: str, private: bool, overwrite: bool) -> str:
+    hub().create_repo(repository, private=private, exist_ok=True)
+    holds = [name for name in HubRepository(repository).files() if not name.startswith(".")]
+    if holds and not overwrite:
+        raise BadFile(f"{repository} holds {holds[0]} already: choose another name, or say --overwrite")
+    stale = [name for name in of_a_run(holds) if not (folder / name).is_file()]
+    told = {"commit_message": "A run of condiff", "delete_patterns": [glob.escape(name) for name in stale]}
+    return str(hub().upload_folder(repo_id=repository, folder_path=folder, **told))
 
 
 def pull(repository: str, out: Path, revision: str | None = None) -> Path:
@@ -62,10 +75,16 @@ def pull(repository: str, out: Path, revision: str | None = None) -> Path:
         raise BadFile(f"{place} is not a run of condiff: {why}. `condiff info {place}` says what it is")
     with replacing(out) as temporary, explained(repository):
         temporary.mkdir()
-        wanted = [*MODELS, *LOOKS, "config.json", CARD]
+        wanted = [glob.escape(name) for name in of_a_run(files)]
         hub().snapshot_download(repository, revision=revision, local_dir=temporary, allow_patterns=wanted)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the client's own notes
     return out
+
+
+def of_a_run(names: Iterable[str]) -> list[str]:
+    """Those of a repository's files that a shared run may have; none of them lies in a folder."""
+    patterns = (*MODELS, *LOOKS, "config.json", CARD)
+    return [name for name in names if "/" not in name and any(fnmatchcase(name, p) for p in patterns)]
 
 
 def write_shared(run: Path, folder: Path, config: Mapping[str, Any], repository: str) -> None:
@@ -78,18 +97,34 @@ def write_shared(run: Path, folder: Path, config: Mapping[str, Any], repository:
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration with the last parts of the data's paths only."""
-    if "request" not in config:
-        return dict(config)
-    request = dict(config["request"])
-    request["paths"] = [PurePath(path).name for path in request.get("paths", ())]
-    options = dict(request.get("options", {}))
-    request["options"] = {k: PurePath(v).name if _is_path(v) else v for k, v in options.items()}
-    return {**config, "request": request}
+    """A run's configuration with the last parts of paths only; names of the Hub's data sets stay."""
+    out = {k: v if k == "remembered" else _named(v) for k, v in config.items()}  # that has names of classes, no paths
+    if "request" in config:
+        request = out["request"]
+        options = {k: _last(v) if _is_relative(v) else v for k, v in request.get("options", {}).items()}
+        paths = request.get("paths", [])
+        out["request"] |= {
+            "paths": paths if request["source"] == "hub" else list(map(_last, paths)),
+            "options": options,
+        }
+    return out
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and PurePath(value).is_absolute()
+def _is_relative(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("./", "../", ".\\", "..\\", "~"))
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _named(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(v) for v in value]
+    whole = isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute())
+    return _last(value) if whole else value
+
+
+def _last(path: str) -> str:
+    return PureWindowsPath(path).name or path
 
 
 def _config_of(run: Path) -> dict[str, Any]:
@@ -99,6 +134,8 @@ def _config_of(run: Path) -> dict[str, Any]:
     config = read_json(run / "config.json")
     if not isinstance(config, dict) or "denoiser" not in config:
         raise BadFile(f"{run / 'config.json'} describes no model")
+    if "tie" in config:
+        raise BadFile(f"{run} is tied to another run, and is nothing without it: share that one, and the folder pair/")
     return config
 
 

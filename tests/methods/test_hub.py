@@ -59,6 +59,52 @@ def test_paths_stay_at_home():
     assert without_paths(config)["request"] == {"source": "images", "paths": ["cells"], "options": {"labels": "l.csv"}}
 
 
+def test_paths_stay_at_home_wherever_they_are():
+    config = {
+        "request": {"source": "images", "paths": ["../cells"], "options": {"labels": "../l.csv", "channels": 3}},
+        "extra": {"from": ["/home/me/teacher", "C:\\Users\\me\\runs\\one"], "note": "a / b"},
+    }
+    assert without_paths(config) == {
+        "request": {"source": "images", "paths": ["cells"], "options": {"labels": "l.csv", "channels": 3}},
+        "extra": {"from": ["teacher", "one"], "note": "a / b"},
+    }
+
+
+def test_a_run_that_needs_another_one_is_not_shared(hub, trained, tmp_path):
+    tied = tmp_path / "tied"
+    tied.mkdir()
+    (tied / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
+    config = json.loads((trained / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps({**config, "tie": {"run": str(trained), "name": "edges"}}))
+    with pytest.raises(BadFile, match="is tied to another run"):
+        push(tied, "me/tied")
+    assert "me/tied" not in hub.repos
+
+
+def test_what_is_left_of_an_earlier_run_goes(hub, trained):
+    """Files that a run may have, and this one hasn't: they'd be taken for a part of it."""
+    old = {
+        "config.json": b"{}",
+        "model-ema-0.9.safetensors": b"old",
+        "tokenizer.json": b"{}",
+        "unet/a.safetensors": b"",
+    }
+    hub.repos["me/again"] = {**old, "notes.txt": b"mine"}
+    push(trained, "me/again", overwrite=True)
+    now = hub.repos["me/again"]
+    assert "model-ema-0.9.safetensors" not in now and "tokenizer.json" not in now
+    assert now["notes.txt"] == b"mine" and "unet/a.safetensors" in now and now["config.json"] != b"{}"
+
+
+def test_nothing_is_written_outside_of_the_new_folder(hub, trained, tmp_path):
+    push(trained, "me/odd")
+    hub.repos["me/odd"]["../../outside.safetensors"] = b"x"
+    hub.repos["me/odd"]["deep/inside.safetensors"] = b"x"
+    back = pull("me/odd", tmp_path / "a" / "b" / "back")
+    assert not list(tmp_path.rglob("outside.safetensors")) and not list(back.rglob("inside.safetensors"))
+    assert (back / "model.safetensors").is_file()
+
+
 def test_nothing_is_overwritten(hub, trained, tmp_path):
     hub.repos["me/other"] = {"precious.txt": b"mine"}
     with pytest.raises(BadFile, match=r"holds precious\.txt already"):
