@@ -131,7 +131,8 @@ class Task:
         asked = {k: v for k, v in self.asked.items() if v is not None}
         sampler = override(self.run.recipe.sampler, solver=asked.get("solver"), steps=asked.get("steps"))
         names = {"by": "guidance", "scale": "scale", "shift": "shift"}
-        led = SelfGuidance(**{name: asked[word] for name, word in names.items() if word in asked})
+        said = {name: asked[word] for name, word in names.items() if word in asked}
+        led = SelfGuidance(**said) if said else None
         rest = {name: asked[name] for name in ("seed", "batch") if name in asked}
         return {**how(sampler), "members": asked.get("samples", 100), "guidance": led, **rest}
 

@@ -45,6 +45,7 @@ from condiff.networks import GatedSeriesConfig
 from condiff.process import Discrete, Gaussian, Time
 from condiff.sampling import DDPM, Spaced, sample, typical_time
 from condiff.series import Forecast, Imputation, SelfGuidance, forecast, impute, refine_forecasts, seasonal_naive
+from condiff.series.paths import refuse_told
 from condiff.training import Denoising, DiscreteTimes, TrainConfig, Trainer
 
 LEVELS = 100
@@ -88,6 +89,9 @@ class TSDiff:
         spec: of its windows.
         at: the time of refinements; measured on the data by :meth:`fit`.
 
+    Raises:
+        BadValue: a conditional model, whose forecasts are :func:`condiff.series.forecast`'s.
+
     Example:
         >>> model = TSDiff.fit(frame, freq="H", horizon=24)
         >>> forecasts = model.forecast(frame, samples=100, guidance="quantile", scale=4.0)
@@ -95,6 +99,7 @@ class TSDiff:
     """
 
     def __init__(self, denoiser: Denoises, spec: WindowSpec, at: Time = 0.2) -> None:
+        refuse_told(denoiser, "use TSDiff")
         self.denoiser, self.spec, self.at = denoiser, spec, at
 
     @classmethod
@@ -117,6 +122,8 @@ class TSDiff:
             run_dir: keeps checkpoints.
         """
         windows = series(data, freq, horizon, **options)
+        if windows.told is not None:
+            raise BadValue("TSDiff is trained without a condition: leave told= out")
         made = recipe(Facts.of(windows))
         config = replace(made.training, steps=steps, seed=seed) if steps else replace(made.training, seed=seed)
         trainer = Trainer(made.denoiser(seed), windows, made.objective, config, run_dir=run_dir)
@@ -126,6 +133,7 @@ class TSDiff:
     @classmethod
     def of(cls, denoiser: Any, windows: Windows, seed: int = 0) -> TSDiff:
         """A trained denoiser with the windows it was trained on, which tell the time of refinements."""
+        refuse_told(denoiser, "use TSDiff")
         return cls(denoiser, windows.spec, representative(denoiser, windows, seed))
 
     def items(self, data: Any, gaps: bool = False, **options: Any) -> list[Series]:

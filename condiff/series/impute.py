@@ -15,7 +15,7 @@ from condiff.denoiser import Denoises
 from condiff.errors import BadValue
 from condiff.guidance import quantile_levels
 from condiff.random import derive_seed
-from condiff.series.paths import check_members, path_each
+from condiff.series.paths import check_members, path_each, refuse_told
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +59,7 @@ def impute(
         BadValue: a series shorter than a window, or without an observed value in a window with a gap; a conditional
             model.
     """
-    if "features" in (getattr(denoiser, "kinds", None) or {}):
-        raise BadValue("a conditional model is told of the past only: impute with an unconditional one, such as tsdiff")
+    refuse_told(denoiser, "impute")
     check_members(members)
     for one in items:
         check_length(one, WindowSpec(freq=spec.freq, horizon=spec.horizon, context=spec.context), spec.length)

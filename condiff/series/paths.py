@@ -106,14 +106,15 @@ def path_each(
         guidance: of an unconditional model, by quantiles at scale 4 by default.
         solver, grid, steps: DDPM on all of 100 levels of the model's table by default.
         batch: paths a network call.
+
+    Raises:
+        BadValue: windows of another shape than the model's, guidance of a conditional model.
     """
-    told, solver = "features" in (getattr(denoiser, "kinds", None) or {}), solver or DDPM()
+    told, solver = is_told(denoiser), solver or DDPM()
     shape = (window.values.shape[1], 1 if told else window.values.shape[2])
-    if denoiser.shape is not None and tuple(denoiser.shape) != shape:
-        raise BadValue(
-            f"windows of {shape[0]} steps and {shape[1]} channels came to a model of {tuple(denoiser.shape)}: context, "
-            "horizon and lags are those of its training"
-        )
+    check_shape(denoiser, shape)
+    if told and guidance is not None:
+        raise BadValue("guidance by what is observed is for unconditional models; this one is told of it")
     device, out = device_of(denoiser), []
     for chunk in torch.arange(len(seeds)).split(max(1, batch)):
         part, guided = window.rows(chunk), denoiser
@@ -133,6 +134,28 @@ def path_each(
         )
         out.append(x[..., 0].double().cpu() * part.scale[:, None])
     return torch.cat(out)
+
+
+def is_told(denoiser: Any) -> bool:
+    """Whether a model is conditional: told the history of its windows."""
+    return "features" in (getattr(denoiser, "kinds", None) or {})
+
+
+def refuse_told(denoiser: Any, what: str) -> None:
+    """Raises :class:`BadValue` for a conditional model."""
+    if is_told(denoiser):
+        raise BadValue(
+            f"a conditional model is told of the past only: {what} with an unconditional one, such as tsdiff"
+        )
+
+
+def check_shape(denoiser: Any, shape: tuple[int, ...]) -> None:
+    """Raises :class:`BadValue` for windows of another shape than the model's."""
+    if denoiser.shape is not None and tuple(denoiser.shape) != shape:
+        raise BadValue(
+            f"windows of {shape[0]} steps and {shape[1]} channels came to a model of {tuple(denoiser.shape)}: context, "
+            "horizon and lags are those of its training"
+        )
 
 
 def check_members(members: Any) -> None:

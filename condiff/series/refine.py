@@ -19,7 +19,7 @@ from condiff.sampling import refine
 from condiff.sampling.refine import Rule
 from condiff.series.baselines import seasonal_naive
 from condiff.series.forecast import Forecast, check_forecastable, last_window
-from condiff.series.paths import BY, check_members
+from condiff.series.paths import BY, check_members, check_shape, refuse_told
 
 
 def refine_forecasts(
@@ -52,10 +52,13 @@ def refine_forecasts(
         weight: of what holds them near.
 
     Raises:
-        BadValue: forecasts of another number or shape, and as :func:`condiff.series.forecast`.
+        BadValue: a conditional model, windows of another shape than the model's, forecasts of another number or shape,
+            and as :func:`condiff.series.forecast`.
     """
     if by not in BY:
         raise unknown("refinement of a forecast", by, BY)
+    refuse_told(denoiser, "refine")
+    check_shape(denoiser, spec.shape)
     horizon = check_forecastable(items, spec, None)
     check_members(members)
     if len(forecasts) != len(items):

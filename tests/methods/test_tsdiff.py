@@ -102,6 +102,11 @@ def test_training_from_a_table(tmp_path):
         (lambda model: model.forecast(FRAME, samples=-1), "at least 1"),
         (lambda model: model.forecast(FRAME, horizon=25), "1 to 24 steps"),
         (lambda model: model.forecast(FRAME, guidance="median"), "unknown guidance"),
+        (lambda model: model.sample(0), "at least"),
+        (
+            lambda model: TSDiff.fit(FRAME, freq="H", horizon=6, context=24, lags=(24,), told="none"),
+            "without a condition",
+        ),
         (lambda model: TSDiff.fit(FRAME, freq="fortnight", horizon=6), "unknown frequency"),
         (lambda model: TSDiff.fit(FRAME.iloc[::2], freq="2h", horizon=6), "no customary lags"),
     ],

@@ -129,6 +129,10 @@ def test_a_conditional_model_is_told_the_history():
     np.testing.assert_allclose(made.samples, np.nanmean(one.values[-8:]), rtol=1e-5)
     with pytest.raises(BadValue, match="unconditional"):
         impute(Told(), [one], SPEC)
+    with pytest.raises(BadValue, match="this one is told of it"):
+        forecast(Told(), [one], SPEC, guidance=SelfGuidance())
+    with pytest.raises(BadValue, match="refine with an unconditional"):
+        refine_forecasts(Told(), [one], [np.ones(4)], SPEC, at=0.2)
 
 
 # Imputation
@@ -228,6 +232,7 @@ def test_generated_series_have_days_weeks_and_levels():
             "nothing is observed in 12",
         ),
         (lambda: impute(ORACLE, [noisy()], SPEC, members=0), "at least 1"),
+        (lambda: refine_forecasts(ORACLE, [noisy(16)], [np.ones(4)], LAGGED, at=0.2), "12 steps and 2 channels"),
         (lambda: refine_forecasts(ORACLE, [noisy()], [], SPEC, at=0.2), "0 forecasts came for 1"),
         (lambda: refine_forecasts(ORACLE, [noisy()], [np.ones(3)], SPEC, at=0.2), "a base forecast is"),
         (lambda: refine_forecasts(ORACLE, [noisy()], [np.ones(4) / 0.0], SPEC, at=0.2), "infinity"),
