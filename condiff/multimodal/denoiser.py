@@ -74,8 +74,8 @@ class MultiModal(nn.Module):
             raise Incompatible(f"the latent goes to Gaussian noise without an endpoint, not by {process}")
         if isinstance(process, Driven) and not process.decodable:
             raise Incompatible(
-                f"the signal-to-noise ratio of {process} doesn't fall at every step: what is fed in after the first "
-                "steps is lost before z_1, from which the data is decoded. Put most of drive= first"
+                f"the signal-to-noise ratio of {process} doesn't fall at every step from above 1: what is fed in after "
+                "the first steps is lost before z_1, from which the data is decoded. Put most of drive= first"
             )
         told = [name for name in self.modalities if name in network.condition_kinds]
         if told and len(told) < len(self.modalities):

@@ -89,14 +89,15 @@ class Driven(Process):
 
     @property
     def decodable(self) -> bool:
-        """Whether z_1 knows most: ``c_i > 0`` everywhere, with a signal-to-noise ratio that falls at every step.
+        """Whether z_1 knows most: ``c_i > 0`` everywhere, with a signal-to-noise ratio that falls at every step, from
+        more than 1 at the first.
 
-        Otherwise some of E enters later than z_1 and is lost again on the way down.
+        Otherwise some of E enters later than z_1 and is lost again on the way down, or lies below the noise of z_1.
         """
         times = torch.arange(1, self.schedule.steps + 1, dtype=torch.float64) / self.schedule.steps
         snr = (self.schedule.alpha(times) * self._on(times)[1:] / self.schedule.sigma(times)) ** 2
         falls = snr.diff() <= _MOST * snr[:-1]
-        return bool((self._on(times)[1:] > 0.0).all()) and bool(falls.all())
+        return bool((self._on(times)[1:] > 0.0).all()) and bool(falls.all()) and bool(snr[0] > 1.0)
 
     @property
     def has_source(self) -> bool:

@@ -113,7 +113,10 @@ def sample_modalities(
         raise BadValue(f"how={how!r} says what is done with known modalities, and none are known")
     num = len(next(iter(given.values()))) if given else num if num is not None else len(seeds) if seeds else 1
     how = _how(model, how) if given else None
-    source = as_source(next((r for r in (seed, seeds, rng) if r is not None), None))
+    draws = [r for r in (seed, seeds, rng) if r is not None]
+    if len(draws) > 1:
+        raise BadValue("give one of seed=, seeds=, rng=")
+    source = as_source(draws[0] if draws else None)
     if denoiser is not model and (how == "replaced" or aggregate == "heads"):
         raise Incompatible("guidance changes the latent's prediction, which aggregates of what the heads say overrule")
     if aggregate is None:

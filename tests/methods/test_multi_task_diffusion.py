@@ -396,6 +396,7 @@ BAD = [
     ({"aggregate": "head"}, "heads"),
     ({"decode": "mean"}, "mode"),
     ({"grid": [1.0, 0.5, 0.0]}, "above 0"),
+    ({"seed": 1, "seeds": [1, 2]}, "one of seed="),
 ]
 
 
@@ -408,6 +409,8 @@ def test_nonsense_is_refused_at_the_door(options, message):
 def test_a_drive_that_comes_late_is_refused():
     with pytest.raises(Incompatible, match="z_1"):
         labelled(process=Driven(schedule=Discrete.cosine(40), drive=(0.0, 1.0)))
+    with pytest.raises(Incompatible, match="z_1"):  # all at the first step, but below its noise
+        labelled(process=Driven(schedule=Discrete.cosine(40), drive=(0.01,)))
 
 
 def test_objectives_that_do_not_fit_are_refused():

@@ -185,6 +185,9 @@ def test_what_is_fed_in_late_is_lost(name):
 def test_the_signal_falls_at_every_step_or_the_data_cannot_be_decoded():
     assert Driven(schedule=linear(100), drive=(1.0, 0.01)).decodable
     assert not Driven(schedule=linear(100), drive=(0.0, 1.0)).decodable
+    beta = float(linear(100).betas[0])  # c_1^2 / beta_1, what z_1 says of E over its noise
+    for drive, known in ((1.1, True), (0.9, False)):
+        assert Driven(schedule=linear(100), drive=(drive * math.sqrt(beta / (1.0 - beta)),)).decodable == known
 
 
 # Between nodes, devices of a process, refusals
