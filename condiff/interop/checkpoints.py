@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from condiff.errors import BadFile, CondiffError, MissingExtra, require_extra
+from condiff.errors import BadFile, Incompatible, require_extra
 from condiff.interop.repository import Header, HubRepository, LocalFolder
 from condiff.interop.schedulers import process_of
 
@@ -66,9 +66,7 @@ def describe_header(header: Header) -> dict[str, Any]:
 
 
 def _pipeline(place: LocalFolder | HubRepository, files: Mapping[str, int]) -> dict[str, Any]:
-    index = place.json("model_index.json")
-    if not isinstance(index, dict):
-        raise BadFile(f"model_index.json of {place} describes no pipeline")
+    index = _object(place, "model_index.json")
     parts = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None}
     facts = {
         "kind": "diffusers pipeline",
@@ -76,8 +74,20 @@ def _pipeline(place: LocalFolder | HubRepository, files: Mapping[str, int]) -> d
         "parts": {name: _size_of(name, said[1], files) for name, said in parts.items()},
     }
     if "scheduler/scheduler_config.json" in files:
-        facts["model"] = _law(place.json("scheduler/scheduler_config.json"))
+        facts["model"] = _law(_object(place, "scheduler/scheduler_config.json"))
     return facts
+
+
+def _object(place: LocalFolder | HubRepository, name: str) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        BadFile: it holds something else.
+    """
+    found = place.json(name)
+    if not isinstance(found, dict):
+        raise BadFile(f"{name} of {place} describes nothing: it holds a {type(found).__name__}")
+    return found
 
 
 def _size_of(name: str, kind: str, files: Mapping[str, int]) -> str:
@@ -87,18 +97,20 @@ def _size_of(name: str, kind: str, files: Mapping[str, int]) -> str:
 
 def _law(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the network predicts and on which process, as its scheduler's configuration says."""
-    facts: dict[str, Any] = {"scheduler": config.get("_class_name")}
+    name = config.get("_class_name")
     try:
         diffusers = require_extra("diffusers", "hf")
-        scheduler = getattr(diffusers, str(config.get("_class_name"))).from_config(config)
-        process, target = process_of(scheduler)
-    except (CondiffError, AttributeError, MissingExtra) as error:
-        return {**facts, "process": f"not known: {error}"}
-    return {**facts, "process": str(process), "predicts": target}
+        kind = getattr(diffusers, str(name), None)
+        if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
+            raise Incompatible(f"diffusers {diffusers.__version__} has no scheduler {name!r}")
+        process, target = process_of(kind.from_config(config))
+    except Exception as error:  # a configuration from anywhere may be wrong in any way
+        return {"scheduler": name, "process": f"not known: {str(error).strip()[:200]}"}
+    return {"scheduler": name, "process": str(process), "predicts": target}
 
 
 def _adapter(place: LocalFolder | HubRepository, files: Mapping[str, int]) -> dict[str, Any]:
-    config = place.json("adapter_config.json")
+    config = _object(place, "adapter_config.json")
     wanted = {"peft_type": "type", "base_model_name_or_path": "base", "r": "rank", "lora_alpha": "alpha"}
     facts = {word: config[key] for key, word in wanted.items() if config.get(key) is not None}
     modules = config.get("target_modules")
@@ -106,7 +118,7 @@ def _adapter(place: LocalFolder | HubRepository, files: Mapping[str, int]) -> di
 
 
 def _part(place: LocalFolder | HubRepository, files: Mapping[str, int]) -> dict[str, Any]:
-    config = place.json("config.json")
+    config = _object(place, "config.json")
     name = config.get("_class_name") or ", ".join(config.get("architectures") or ()) or config.get("model_type")
     if name is None:
         raise BadFile(f"config.json of {place} says neither a class nor an architecture")

@@ -101,11 +101,11 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     out = {k: v if k == "remembered" else _named(v) for k, v in config.items()}  # that has names of classes, no paths
     if "request" in config:
         request = out["request"]
-        options = {k: _last(v) if _is_relative(v) else v for k, v in request.get("options", {}).items()}
-        paths = request.get("paths", [])
-        out["request"] |= {
-            "paths": paths if request["source"] == "hub" else list(map(_last, paths)),
-            "options": options,
+        paths, options = request.get("paths", []), request.get("options", {})
+        out["request"] = {
+            **request,
+            "paths": paths if request["source"] == "hub" else [_last(path) for path in paths],
+            "options": {k: _last(v) if _is_relative(v) else v for k, v in options.items()},
         }
     return out
 

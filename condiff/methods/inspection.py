@@ -38,7 +38,8 @@ def describe(place: str | Path) -> dict[str, Any]:
 
 def _repository(place: HubRepository) -> dict[str, Any]:
     config = place.json("config.json") if "config.json" in place.files() else {}
-    return {"run": str(place), **_known(config)} if "format" in config else describe_folder(place)
+    known = isinstance(config, dict) and "format" in config
+    return {"run": str(place), **_known(config)} if known else describe_folder(place)
 
 
 def _folder(path: Path) -> dict[str, Any]:

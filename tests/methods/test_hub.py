@@ -59,15 +59,18 @@ def test_paths_stay_at_home():
     assert without_paths(config)["request"] == {"source": "images", "paths": ["cells"], "options": {"labels": "l.csv"}}
 
 
-def test_paths_stay_at_home_wherever_they_are():
-    config = {
-        "request": {"source": "images", "paths": ["../cells"], "options": {"labels": "../l.csv", "channels": 3}},
-        "extra": {"from": ["/home/me/teacher", "C:\\Users\\me\\runs\\one"], "note": "a / b"},
+def test_paths_stay_at_home_wherever_they_are_and_names_stay_whole():
+    request = {"source": "images", "paths": ["../cells"], "options": {"labels": "../l.csv", "target": "mg/dl", "n": 3}}
+    extra = {"from": ["/home/me/teacher", "C:\\Users\\me\\one"], "note": "a / b"}
+    got = without_paths({"request": request, "extra": extra, "remembered": {"classes": ["/m/01"]}})
+    assert got["request"] == {
+        "source": "images",
+        "paths": ["cells"],
+        "options": {"labels": "l.csv", "target": "mg/dl", "n": 3},
     }
-    assert without_paths(config) == {
-        "request": {"source": "images", "paths": ["cells"], "options": {"labels": "l.csv", "channels": 3}},
-        "extra": {"from": ["teacher", "one"], "note": "a / b"},
-    }
+    assert got["extra"] == {"from": ["teacher", "one"], "note": "a / b"}
+    assert got["remembered"] == {"classes": ["/m/01"]}
+    assert without_paths({"request": {"source": "hub", "paths": ["me/cells"]}})["request"]["paths"] == ["me/cells"]
 
 
 def test_a_run_that_needs_another_one_is_not_shared(hub, trained, tmp_path):

@@ -1,5 +1,6 @@
 """What a checkpoint is: told from headers and small files, here and on a (fake) Hub, and never by loading pickles."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,33 @@ def test_a_pipeline_tells_its_parts_and_its_law(pipelines):
     assert facts["parts"]["unet"].startswith("UNet2DConditionModel, ")
     assert facts["model"]["predicts"] == "v" and "scaled_linear" in facts["model"]["process"]
     assert describe(pipelines / "sd3")["model"]["predicts"] == "velocity"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        ({"_class_name": "UNet2DModel"}, "no scheduler 'UNet2DModel'"),
+        ({"_class_name": "NoSuchScheduler"}, "no scheduler"),
+        ({}, "no scheduler None"),
+        ({"_class_name": "DDIMScheduler", "beta_schedule": "odd"}, "odd"),
+        ({"_class_name": "DDIMScheduler", "num_train_timesteps": "many"}, "not known"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_built_is_told_so(tmp_path, scheduler, said):
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    assert said in describe(tmp_path)["model"]["process"]
+
+
+@pytest.mark.parametrize("content", ["null", "[1]", "3"])
+@pytest.mark.parametrize("name", ["model_index.json", "adapter_config.json", "config.json"])
+def test_configurations_that_hold_no_object(hub, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    hub.repos["someone/odd"] = {name: content.encode()}
+    for place in (tmp_path, "someone/odd"):
+        with pytest.raises(BadFile, match="describes nothing"):
+            describe(place)
 
 
 def test_a_part_tells_its_class_and_parameters(pipelines):
