@@ -16,7 +16,8 @@ What differs from the paper and its code, and why: the guidance is the paper's, 
 step's noise, is ``shift="state"``. The state space along the sequence is diagonal (S4D), not S4. Missing values don't
 count in the training loss. Lags are masked with what they copy, in refinement too, where the code takes missing values
 for observed zeros. A context of zeros is scaled by the whole series' size. The input always joins the network's output,
-an option of the code that it chooses by data set. Weights are averaged.
+an option of the code that it chooses by data set. Times are embedded as elsewhere here (t N from 1 to N, cosines
+first). Weights are averaged.
 
 Claimed: forecasts as good as those of models trained for one task, from one model for all patterns of missing values;
 better base forecasts after refinement. :func:`reproduce` measures it on generated hourly series.
