@@ -80,6 +80,8 @@ class Edit:
             device=self.device,
             overwrite=self.overwrite,
         )
+        if not self.source.strip():
+            note("--source is empty: say what is there, or the edit changes more than it should", quiet=self.json)
         facts = run_edit(self.folder, request, self.out or Path("edited.png"))
         if self.json:
             show_json(facts)

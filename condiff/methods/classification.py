@@ -14,7 +14,7 @@ from torch import Tensor
 from condiff import figures
 from condiff.data import Prompts, images, read_prompts
 from condiff.denoiser import device_of
-from condiff.errors import BadFile, BadValue, Incompatible, require_extra
+from condiff.errors import BadFile, BadValue, Incompatible
 from condiff.files import write_json
 from condiff.methods.given import PICTURE_OPTIONS
 from condiff.methods.runs import RunFolder, check_device, default_device, open_run
@@ -104,13 +104,12 @@ def classify_pipeline(
     Pictures are resized with their shorter side to the model's size and cut in the middle. Where they lie in
     subfolders named after the classes, accuracy is told.
     """
-    from condiff.interop import wrap
+    from condiff.interop import load_pipeline, wrap
 
     table = read_prompts(prompts)
     if not (folder / "model_index.json").is_file():
         raise BadFile(f"{folder} is not a saved diffusers pipeline: it has no model_index.json")
-    pipeline = require_extra("diffusers", "hf").DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    wrapped = wrap(pipeline.to(check_device(request.device or default_device())))
+    wrapped = wrap(load_pipeline(str(folder)).to(check_device(request.device or default_device())))
     factor = 1 if wrapped.codec is None else wrapped.codec.factor
     channels, height, width = wrapped.denoiser.shape  # type: ignore[misc]
     size = (height * factor, width * factor)

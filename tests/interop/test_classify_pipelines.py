@@ -112,6 +112,14 @@ def test_the_command_on_a_saved_pipeline(capsys, tmp_path):
     assert "wolf" in capsys.readouterr().err
 
 
+def test_pickled_weights_are_refused(capsys, tmp_path):
+    stable_diffusion().save_pretrained(tmp_path / "pipe", safe_serialization=False)
+    (tmp_path / "p.csv").write_text("prompt,classname,classidx\na red fox,fox,0\ntwo cats,cat,1\n")
+    argv = ["classify", tmp_path / "pipe", tmp_path, "--prompts", tmp_path / "p.csv", "--device", "cpu"]
+    assert main([str(a) for a in argv]) == 2
+    assert "can't be loaded" in capsys.readouterr().err
+
+
 def test_a_picture_of_another_size_is_refused():
     sd = wrap(stable_diffusion())
     clf = DiffusionClassifier(denoiser=sd.denoiser, candidates=sd.encode(PROMPTS), stages=((2, 1),))
