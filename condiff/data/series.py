@@ -70,6 +70,14 @@ def frequency(name: str) -> str:
             raise BadValue(f"unknown frequency {name!r}: H, D, B, W, MS, 15min ... as pandas names them") from None
 
 
+def period_of(start: Any, freq: str) -> Any:
+    """The period (pandas) that a timestamp of a frequency begins or ends: a month for ``"MS"``, a quarter for ``"QS"``."""
+    pandas = require_extra("pandas", "series")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # periods of business days
+        return pandas.date_range(start, periods=1, freq=freq).to_period()[0]
+
+
 def read_series(
     source: Any,
     freq: str,
@@ -152,6 +160,8 @@ def _of_frame(
     value = value or next((name for name in VALUE if name in frame.columns), None)
     if value is None:
         raise BadValue(f"say with value= which of the columns {list(map(str, frame.columns))} holds the values")
+    if frame[item].isna().any():
+        raise BadValue(f"row {int(np.argmax(frame[item].isna()))} of the table has no item ({item!r})")
     groups = frame[value].groupby(frame[item].to_numpy(), sort=False)
     return [_regular(str(name), stamps[groups.indices[name]], column, freq, gaps) for name, column in groups]
 
@@ -213,7 +223,14 @@ def _of_entry(entry: Any, i: int, freq: str) -> Series:
     start, target = entry["start"], np.asarray(entry["target"], dtype=np.float64)
     if target.ndim != 1:
         raise BadValue(f"entry {i}: univariate series are (n,), got target {target.shape}")
-    start = start.to_timestamp() if isinstance(start, pandas.Period) else pandas.Timestamp(start)
+    if isinstance(start, pandas.Period):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            stamp, own = start.to_timestamp(), start.freq
+        if own != period_of(stamp, freq).freq:
+            raise BadValue(f"entry {i} has the frequency {start.freqstr}, not {freq}")
+        start = stamp
+    start = pandas.Timestamp(start)
     return Series(str(entry.get("item_id", i)), start, freq, target)
 
 
@@ -234,9 +251,7 @@ def _checked(series: Series, gaps: bool) -> Series:
 
 def entries(items: Sequence[Series]) -> list[dict[str, Any]]:
     """As GluonTS data sets hold them: ``{"item_id", "start": Period, "target"}``, NaN where missing."""
-    pandas = require_extra("pandas", "series")
-    periods = [pandas.Period(one.start, freq=one.freq) for one in items]
     return [
-        {"item_id": one.item, "start": start, "target": one.values.astype(np.float32)}
-        for one, start in zip(items, periods, strict=True)
+        {"item_id": one.item, "start": period_of(one.start, one.freq), "target": one.values.astype(np.float32)}
+        for one in items
     ]

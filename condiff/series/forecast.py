@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from condiff.data import Series, WindowSpec
+from condiff.data.series import period_of
 from condiff.data.windows import Window, check_length, gather, padded, sizes
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, require_extra
@@ -45,11 +46,10 @@ class Forecast:
 
     def to_gluonts(self) -> Any:
         """A ``gluonts.model.forecast.SampleForecast``, which GluonTS's evaluator takes."""
-        pandas = require_extra("pandas", "series")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that a faster package for JSON isn't there
             module = require_extra("gluonts.model.forecast", "series")
-        start = pandas.Period(self.times[0], freq=self.freq)
+        start = period_of(self.times[0], self.freq)
         return module.SampleForecast(samples=self.samples, start_date=start, item_id=self.item)
 
 

@@ -65,6 +65,15 @@ def test_gluonts_data_sets_in_and_out(reference):
     assert entries(reference)[0]["start"] == pd.Period("2024-01-01", freq="h")
 
 
+@pytest.mark.parametrize("freq", ["MS", "QS", "W", "B", "15min"])
+def test_entries_of_every_frequency_come_back(freq):
+    found = read_series(wide(freq=freq), freq)
+    again = read_series(entries(found), freq)
+    for one, other in zip(found, again, strict=True):
+        assert one.times().equals(other.times())
+        np.testing.assert_array_equal(one.values, other.values)
+
+
 def test_tables_without_timestamps_need_a_start(tmp_path):
     path = tmp_path / "rates.txt.gz"
     with gzip.open(path, "wt") as file:
@@ -104,6 +113,8 @@ def nan_inside():
         (lambda: read_series(long(wide()), "h", item="itemid"), BadValue, "unknown column"),
         (lambda: read_series(np.zeros(3), "h"), BadType, "DataFrame"),
         (lambda: read_series([{"target": [1.0]}], "h"), BadType, "start and target"),
+        (lambda: read_series(entries(read_series(wide(freq="D"), "D")), "h"), BadValue, "entry 0 has the frequency D"),
+        (lambda: read_series(long(wide()).replace({"item_id": {"b": None}}), "h"), BadValue, "row 1 .* no item"),
         (lambda: read_series([], "h"), BadValue, "no series"),
         (lambda: read_series("nowhere.csv", "h"), BadFile, "no such file"),
         (lambda: read_series(__file__, "h"), BadFile, "none of"),

@@ -105,6 +105,12 @@ def test_forecasts_are_gluonts_forecasts():
     np.testing.assert_allclose(theirs.quantile(0.8), made.quantile(0.8))
 
 
+def test_forecasts_of_months_are_gluonts_forecasts():
+    one = Series("a", pd.Timestamp("2024-01-01"), "MS", noisy().values)
+    (made,) = forecast(ORACLE, [one], WindowSpec(freq="MS", horizon=4, context=8), **HOW)
+    assert made.to_gluonts().start_date == pd.Period("2025-01", freq="M") and len(made.times) == 4
+
+
 def test_ddim_is_guided_in_the_score():
     (made,) = forecast(ORACLE, [noisy()], SPEC, solver=DDIM(), guidance=SelfGuidance(scale=0.5), **HOW)
     assert np.isfinite(made.samples).all()
