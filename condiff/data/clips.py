@@ -73,9 +73,12 @@ class Clips(Data):
         return {"x": x, "cond": {FIRST: x[:, : self.given]} if self.given else {}}
 
     def _scaled(self, i: int) -> np.ndarray:
-        array = self._kept[i] if i in self._kept else self._decode(i)
+        array = self._array(i)
         top = 255.0 if array.dtype == np.uint8 else 65535.0
         return array.astype(np.float32) * (2.0 / top) - 1.0
+
+    def _array(self, i: int) -> np.ndarray:
+        return self._kept[i] if i in self._kept else self._decode(i)
 
     def _decode(self, i: int) -> np.ndarray:
         window = self.windows[i]
@@ -92,7 +95,7 @@ class Clips(Data):
     def _content(self, digest: Any) -> None:
         digest.update(f"{self.framing} {self.given}".encode() if self.given else f"{self.framing}".encode())
         for i, window in enumerate(self.windows):
-            pixels = hashlib.sha256(self._kept.get(i, self._decode(i)).tobytes()).hexdigest()
+            pixels = hashlib.sha256(self._array(i).tobytes()).hexdigest()
             digest.update(f"{window.footage.path.name} {window.indices} {pixels}".encode())
 
 

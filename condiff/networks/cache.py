@@ -47,7 +47,7 @@ class KVQueue:
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put newer entries behind those of a layer."""
         before = self._kept[layer]
-        pair = (keys, values)
+        pair = (keys.contiguous(), values.contiguous())  # copies of what is a view of all projections
         if before is not None:
             pair = tuple(torch.cat([old, new], self.axis) for old, new in zip(before, pair, strict=True))
         self._kept[layer] = pair  # type: ignore[assignment]

@@ -150,6 +150,15 @@ def test_the_fingerprint_is_the_pixels(root):
     assert clips(root, 4).fingerprint() != first
 
 
+def test_the_fingerprint_of_what_is_in_memory_decodes_nothing(root, monkeypatch):
+    data = clips(root, frames=2, size=8)
+    before = clips(root, frames=2, size=8).fingerprint()
+    data.batch(range(len(data)))
+    left = data._budget
+    monkeypatch.setattr(data, "_decode", lambda i: pytest.fail("decoded again"))
+    assert data.fingerprint() == before and data._budget == left
+
+
 def test_clips_need_a_framing_that_repeats():
     window = Window(Footage(None, 3), (0, 1))
     for framing in (Framing(), Framing(size=(2, 2), channels=3, flip=True)):

@@ -85,6 +85,18 @@ def test_the_reference_is_a_queue_that_begins_full(pieces, expected):
     assert newest(fill(FrameCache(2, 9, reference=3), *pieces)) == expected
 
 
+def test_it_holds_no_more_memory_than_it_says():
+    """Keys and values are parts of a projection's output, whose queries nobody needs any more."""
+    network = VideoTransformer(shape=(9, 1, 8, 8), width=32, depth=2, heads=2, max_frames=20)
+    cache = network.new_cache(9)
+    with torch.no_grad():
+        for frames in (5, 2, 4):
+            network.write(torch.randn(2, frames, 1, 8, 8), torch.zeros(2), None, cache)
+            pairs = [pair for queue in (cache.temporal, cache.reference_queue) for pair in map(queue.read, range(2))]
+            storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for pair in pairs for t in pair}
+            assert sum(storages.values()) == cache.bytes
+
+
 def test_a_pass_that_broke_off_leaves_the_cache_as_it_was():
     cache = fill(FrameCache(2, 4), 2)
     cache.open(2, 1)
