@@ -71,7 +71,7 @@ def frequency(name: str) -> str:
 
 
 def period_of(start: Any, freq: str) -> Any:
-    """The period (pandas) that a timestamp of a frequency begins or ends: a month for ``"MS"``, a quarter for ``"QS"``."""
+    """The period (pandas) that a timestamp of a frequency begins or ends: a month for ``"MS"``, one for ``"ME"``."""
     pandas = require_extra("pandas", "series")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # periods of business days
