@@ -53,7 +53,7 @@ class Translator:
         latent = self.codec.latent_shape(self.shape)
         if tuple(latent) != tuple(stream.shape):
             raise BadValue(f"pictures {self.shape} have latents {tuple(latent)}, and the stream takes {stream.shape}")
-        self._framing = Framing(size=self.shape[-2:], channels=self.shape[0])
+        self._framing = Framing(size=(self.shape[-2], self.shape[-1]), channels=self.shape[0])
         self._previous: Tensor | None = None
         self.encode: Any = None
 

@@ -94,7 +94,8 @@ def test_the_reproduction_runs(monkeypatch):
     monkeypatch.setattr(streamdiffusion, "FRAMES", 5)
     monkeypatch.setattr(streamdiffusion, "Digits", lambda slug, budget, steps: lab(slug, budget, steps=2))
     found = streamdiffusion.reproduce("small")
-    assert found.slug == "streamdiffusion" and len(found.comparisons) == 6
+    assert found.slug == "streamdiffusion" and len(found.comparisons) == 7
     figures = found.series
     assert figures["rows a frame, self"] == figures["rows a frame, none"] == [4.0] * 3
+    assert max(figures["stream and loop apart"]) < 1e-4
     assert figures["rows a frame, initialize"] == [5.0] * 3 and figures["rows a frame, full"] == [8.0] * 3
