@@ -164,7 +164,14 @@ def grid_of(scheduler: Any, steps: int, **options: Any) -> Tensor:
         return process_of(scheduler)[0].time(-2.0 * torch.log(sigmas))
     table = table_of(scheduler)
     indices = torch.as_tensor(scheduler.timesteps, dtype=torch.float64).unique(sorted=True).flip(0)
-    return torch.cat([table.at_index(indices), table.at_index(_last(scheduler)).reshape(1)])
+    return torch.cat([table.at_index(indices), last_time(scheduler).reshape(1)])
+
+
+def last_time(scheduler: Any) -> Tensor:
+    """The time after the last evaluation: 0, or that of a table's first level."""
+    if is_flow(scheduler) or is_continuous(scheduler):
+        return torch.zeros((), dtype=torch.float64)
+    return table_of(scheduler).at_index(_last(scheduler))
 
 
 def _last(scheduler: Any) -> int:

@@ -25,7 +25,14 @@ from condiff.conditions import Conditions
 from condiff.config import from_config, to_config
 from condiff.errors import BadValue, Incompatible
 from condiff.interop.export import time_of
-from condiff.interop.schedulers import grid_of, is_continuous, is_flow, precondition_of, process_of
+from condiff.interop.schedulers import (
+    grid_of,
+    is_continuous,
+    is_flow,
+    last_time,
+    precondition_of,
+    process_of,
+)
 from condiff.process import Level, Prediction
 from condiff.process.algebra import combine, scale
 from condiff.random import Source, as_source
@@ -188,7 +195,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             mu: shift of a schedule that depends on the resolution.
 
         Raises:
-            BadValue: none of the three, or two of them.
+            BadValue: none of the three, or two of them; timesteps that don't decrease.
         """
         given = [v for v in (num_inference_steps if sigmas is None else None, timesteps, sigmas) if v is not None]
         if len(given) != 1:
@@ -208,7 +215,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     def _times(self, steps: int | None, timesteps: Any, sigmas: Any, mu: float | None) -> Tensor:
         if timesteps is not None:
             times = time_of(self.like, torch.as_tensor(timesteps))
-            return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+            if not bool((times[1:] < times[:-1]).all()):
+                raise BadValue(f"timesteps decrease, got {list(timesteps)}")
+            return torch.cat([times, last_time(self.like).reshape(1)])
         if self.grid is not None:
             return as_grid(self.grid, len(sigmas) if sigmas is not None else steps, self.process)
         options = {"sigmas": sigmas, "mu": mu}
@@ -267,7 +276,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             model_output: of the network, guided; of one that predicts variances too the first half is read.
             timestep: of this evaluation.
             sample: the state that was evaluated.
-            generator: where noise comes from; one, or one a sample.
+            generator: where noise comes from; one, or one a sample, and torch's own when None, as everywhere there.
 
         Raises:
             BadValue: before set_timesteps, or a timestep that no step begins with.
@@ -303,6 +312,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             raise BadValue(
                 f"timestep {timestep} lies inside a step of {self.solver}: begin with one that starts a step"
             )
+        generator = torch.default_generator if generator is None else generator
         rng = EachRow(generator) if isinstance(generator, list | tuple) else as_source(generator)
         progress = self._start(self._levels[step:], x, rng)
         progress.evaluation = first

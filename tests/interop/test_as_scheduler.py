@@ -115,6 +115,31 @@ def test_noise_comes_from_the_generators_of_the_pipeline():
     assert (other[1] - both[1]).abs().max() > 0.1
 
 
+def test_without_a_generator_it_draws_from_torchs_own_as_pipelines_do():
+    pipe = stable_diffusion()
+    pipe.scheduler = as_scheduler(DDPM(), pipe)
+    made = []
+    for seed in (0, 0, 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            made.append(run(pipe, 3))
+    assert torch.equal(made[0], made[1]) and (made[0] - made[2]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+def test_listed_timesteps_end_where_the_scheduler_ends(final):
+    pipe = stable_diffusion()
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, final_sigmas_type=final, algorithm_type="dpmsolver++", solver_order=1
+    )
+    steps = {"timesteps": [901, 501, 101, 1], "num_inference_steps": None}
+    want = run(pipe, **steps)
+    pipe.scheduler = as_scheduler(DDIM(), pipe)
+    torch.testing.assert_close(run(pipe, **steps), want, **CLOSE)
+    with pytest.raises(BadValue, match="timesteps decrease"):
+        pipe.scheduler.set_timesteps(timesteps=[101, 501])
+
+
 def test_draws_are_kept_while_a_step_waits():
     """The stochastic Heun of SDE evaluates twice with one draw: as in our loop, given the same numbers."""
     pipe = stable_diffusion()
