@@ -110,7 +110,9 @@ class Chain:
         model, status = self.start, Status(0)
         for place, stage in enumerate(self.stages, 1):
             student = stage.student(model)
-            if not self._finished(stage):
+            if self._finished(stage):
+                status = Status(read_json(self._place(stage) / FINISHED)["step"], stage=stage.name)
+            else:
                 if self.parallel.main and not self.quiet:
                     print(f"stage {place} of {len(self.stages)}: {stage.name}", file=sys.stderr, flush=True)
                 trainer = self._trainer(stage, student, stage.taught(model))

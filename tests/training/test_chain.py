@@ -99,7 +99,7 @@ def test_resume_is_bit_exact(tmp_path, whole, monkeypatch, where, step):
 def test_a_finished_chain_resumes_to_itself(tmp_path, whole):
     before = {p: p.stat().st_mtime_ns for p in whole.glob("stages/**/*.safetensors")}
     again = chain(whole, resume=True)
-    again.fit()
+    assert again.fit() == (12, False, None, "steps-1")
     assert {p: p.stat().st_mtime_ns for p in whole.glob("stages/**/*.safetensors")} == before
     assert list(again.models) == ["teacher", "guided", "steps-2", "steps-1"]
 
