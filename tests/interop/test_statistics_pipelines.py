@@ -8,7 +8,7 @@ from tiny import ddpm, dit, sd3, stable_diffusion
 from condiff.derivatives import jvp
 from condiff.errors import Incompatible
 from condiff.guidance import Free
-from condiff.interop import wrap
+from condiff.interop import as_scheduler, wrap
 from condiff.process import Discrete, Gaussian
 from condiff.sampling import DPMSolverPP, DPMSolverV3, ModelStatistics, measure_statistics, sample
 
@@ -69,6 +69,24 @@ def test_forward_mode_through_its_attention_in_state_and_time(measured):
         torch.testing.assert_close(along.derivative, (later - before) * 2.0**13, rtol=0, atol=0.02 * scale)
     finally:
         guided.denoiser.float()
+
+
+def test_as_the_scheduler_of_the_pipeline(measured, tmp_path):
+    """What was measured goes into the pipeline, and comes back with it from a folder."""
+    sd, guided, tables = measured
+    solver, grid = DPMSolverV3(tables, corrector_until=0.5), tables.grid("time")
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    want = sample(guided, cond=sd.encode(PROMPTS), solver=solver, grid=grid, steps=6, initial=start)
+    pipe, before = sd.pipeline, sd.pipeline.scheduler
+    how = {"num_inference_steps": 6, "guidance_scale": 7.5, "latents": start, "output_type": "latent"}
+    try:
+        pipe.scheduler = as_scheduler(solver, pipe, grid)
+        torch.testing.assert_close(pipe(PROMPTS, **how).images, want, rtol=1e-4, atol=1e-4)
+        pipe.scheduler.save_pretrained(tmp_path)
+        pipe.scheduler = type(pipe.scheduler).from_pretrained(tmp_path)
+        torch.testing.assert_close(pipe(PROMPTS, **how).images, want, rtol=1e-4, atol=1e-4)
+    finally:
+        pipe.scheduler = before
 
 
 def test_tables_in_the_authors_layout(measured, tmp_path):
