@@ -176,9 +176,9 @@ def of_model(
 STEPS, FRAMES, SCALE = (41, 44, 46, 48), 200, 1.2
 CLAIM = "the stream is the loop, faster; residual guidance does as full does at half its rows; still frames are free"
 NOTES = (
-    "digits, {0} training steps of batch 128; steps 41, 44, 46 and 48 of 50, which leave much of the input; 200 held-out "
-    "noisy digits, one after the other, each to become the next class; the paper's scale of 1.2 for all; seconds are the "
-    "fastest of 5 rounds that alternate"
+    "digits, {0} training steps of batch 128; steps 41, 44, 46 and 48 of 50, which leave much of the input; 200 noisy "
+    "held-out digits, one after the other, each to become the next class; the paper's scale of 1.2 for all; seconds "
+    "are the fastest of 5 rounds that alternate"
 )
 
 
