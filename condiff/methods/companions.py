@@ -92,7 +92,8 @@ class UniCon:
         scale: float = 1.0,
         hearing: float = 0.0,
         num: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
         hooks: Sequence[Any] = (),
     ) -> dict[str, Tensor]:
         """All variables, those that are given too.
@@ -106,6 +107,7 @@ class UniCon:
             steps, solver, grid: of variables that go all the way; DDIM, and the pipeline's own times.
             scale, hearing: see :func:`guided`.
             num: how many, where neither conditions nor given variables say so.
+            seed, seeds: one for all (0 by default), or one a row, on which alone its draws then depend.
 
         Raises:
             BadValue: unknown names, a level without a given variable, sizes that differ, nothing left to sample.
@@ -127,7 +129,8 @@ class UniCon:
             prior={name: Moments(mean=value) for name, value in given.items()},
             grid=Segments.between(self.model.variables, start, hold, grid=self._grid(grid, steps), clean=tuple(clean)),
             steps=steps if self.source is None or grid is not None else None,
-            seed=seed,
+            seed=0 if seed is None and seeds is None else seed,
+            seeds=seeds,
             hooks=hooks,
             device=device,
         )

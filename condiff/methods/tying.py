@@ -127,6 +127,7 @@ def draw(
     if out.exists() and not overwrite:
         raise BadFile(f"{out} exists already: choose another --out, or say --overwrite")
     pair, shape = open_tied(folder, device)
+    _check_replaced(out, pair.model.variables)
     given, stems = _known(known, pair.model.variables, shape)
     rows = next((len(x) for x in given.values()), num or 8)
     if num is not None and given and num != rows:
@@ -136,12 +137,23 @@ def draw(
     started, parts = time.perf_counter(), []
     for first in range(0, rows, AT_ONCE):
         some = {name: x[first : first + AT_ONCE] for name, x in given.items()}
-        count = min(AT_ONCE, rows - first)
-        parts.append(pair.sample(given=some, num=count, seed=seed + first, **options))
+        seeds = range(seed + first, seed + min(first + AT_ONCE, rows))
+        parts.append(pair.sample(given=some, num=len(seeds), seeds=seeds, **options))
     made = {name: torch.cat([part[name].cpu() for part in parts]) for name in pair.model.variables}
     seconds = time.perf_counter() - started
     _write({**made, **given}, out, stems or [f"{i:05d}" for i in range(rows)])
     return {"out": str(out), "num": rows, "steps": steps, "known": list(given), "seconds": round(seconds, 3)}
+
+
+def _check_replaced(out: Path, variables: Sequence[str]) -> None:
+    """A folder is replaced as a whole, so that it must hold nothing else.
+
+    Raises:
+        BadFile: it does.
+    """
+    other = [path.name for path in sorted(out.iterdir()) if path.name not in variables] if out.is_dir() else []
+    if other:
+        raise BadFile(f"{out} holds {other[0]}, which is none of {', '.join(variables)}: choose another --out")
 
 
 def _words(words: Sequence[str], variables: Sequence[str], what: str) -> dict[str, str]:

@@ -70,6 +70,25 @@ def test_every_direction(capsys, tied, tmp_path):
     assert len(sizes(tmp_path / "d" / "image")) == 2
 
 
+def test_a_picture_depends_on_its_own_seed_only(capsys, tied, tmp_path, monkeypatch):
+    new = pictures(tmp_path / "new", 2, count=3)
+    words = ["companions", tied, "--known", f"outline={new}", "--steps", "2", "--seed", "4"]
+    run(capsys, *words, "--out", tmp_path / "whole")
+    monkeypatch.setattr("condiff.methods.tying.AT_ONCE", 2)
+    run(capsys, *words, "--out", tmp_path / "parts")
+    for i in range(3):
+        whole, parts = (pixels(tmp_path / name / "image" / f"p{i}.png").astype(int) for name in ("whole", "parts"))
+        assert abs(whole - parts).max() <= 1
+
+
+def test_a_folder_of_other_things_is_not_replaced(capsys, tied, tmp_path):
+    words = ["companions", tied, "--num", "1", "--steps", "1", "--overwrite", "--out", tmp_path / "here"]
+    run(capsys, *words)
+    (tmp_path / "here" / "thesis.tex").write_text("mine")
+    assert "holds thesis.tex" in run(capsys, *words, code=2).err
+    assert (tmp_path / "here" / "thesis.tex").read_text() == "mine"
+
+
 def test_the_run_holds_the_adapter_alone(tied):
     about = json.loads((tied / "config.json").read_text())
     assert about["tie"]["name"] == "outline" and about["denoiser"]["variables"] == ["image", "outline"]
