@@ -1,5 +1,7 @@
 """Stable Diffusion told its guidance: as diffusers tells it, at zero weight at first, and distilled in stages."""
 
+import copy
+
 import diffusers
 import pytest
 import tiny
@@ -67,6 +69,8 @@ def test_extended_it_says_what_it_said(make):
     assert student.network.net.config.time_cond_proj_dim == 8
     assert type(student.network.net) is diffusers.UNet2DConditionModel
     assert student.network.net is not wrapped.denoiser.network.net
+    with pytest.raises(BadValue, match=r"scales in \[1, 8\]"):
+        copy.deepcopy(student)(x, 0.3, {**cond, "guidance": torch.tensor([1.0, 9.0, 8.0])})
     with pytest.raises(Incompatible, match="already"):
         extended(student, {"guidance": GuidanceScale()})
     with pytest.raises(Incompatible, match="by a GuidanceScale"):

@@ -12,6 +12,8 @@ from condiff.conditions import GUIDANCE, Conditions, GuidanceScale, scale_featur
 from condiff.errors import Incompatible
 from condiff.interop.backbones.base import need
 
+_RANGE = "_guidance_scales"  # where a network of this process keeps the range that it is trained for
+
 
 def scale_kinds(net: Any) -> dict[str, str]:
     """The condition of a network that is told its guidance; none of others."""
@@ -21,10 +23,16 @@ def scale_kinds(net: Any) -> dict[str, str]:
 def scale_told(net: Any, cond: Conditions, dtype: torch.dtype) -> dict[str, Tensor]:
     """Condition ``guidance`` (B,), a scale that is 1 for the plain conditional model, as the network is told it: the
     features of ``w = scale - 1`` that go into its time's embedding. Nothing for other networks.
+
+    Raises:
+        BadValue: no scale, or one outside the range that :func:`with_scale` was told; files of networks hold none.
     """
     if not scale_kinds(net):
         return {}
     scale = need(cond, GUIDANCE, "how strongly it is guided").value
+    spec: GuidanceScale | None = getattr(net, _RANGE, None)
+    if spec is not None:
+        spec.check(scale)
     return {"timestep_cond": scale_features(scale, net.config.time_cond_proj_dim).to(dtype)}
 
 
@@ -46,5 +54,6 @@ def with_scale(net: Any, conditions: Mapping[str, Any]) -> Any:
     own = net.state_dict()
     zeros = {name: torch.zeros_like(value) for name, value in weights.items() if name not in own}
     new.load_state_dict({**own, **zeros})
+    setattr(new, _RANGE, spec)
     new = new if new.dtype == net.dtype else new.to(net.dtype)
     return new.to(next(net.parameters()).device).train(net.training)
