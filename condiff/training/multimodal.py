@@ -78,7 +78,7 @@ class MultiModalDenoising:
         t = how.times.sample(process, drive.shape, rng, where)
         noise = process.noise_law.sample(rng, drive.shape, drive.dtype, drive.device)
         cond = cond if how.transform is None else how.transform(cond, t=t, rng=rng, training=training)
-        keep = self._subsets(denoiser, len(drive), rng, drive.device)
+        keep = _there(self._subsets(denoiser, len(drive), rng, drive.device), mask or {})
         if keep:
             cond = cond.replace(**modalities.known(x, keep, mask))
         truth = process.forward(drive, t, noise=noise)
@@ -123,3 +123,8 @@ class MultiModalDenoising:
         per_sample = torch.stack(weighted).sum(0)
         total = per_sample if batch.weight is None else per_sample * batch.weight.to(per_sample)
         return Losses(total.mean(), per_sample, {name: v.detach().mean() for name, v in parts.items()}, t)
+
+
+def _there(keep: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Which modalities of each row are known, (B,) each, without those that a mask leaves out entirely."""
+    return {name: k & mask[name].bool().reshape(len(k), -1).any(1) if name in mask else k for name, k in keep.items()}

@@ -370,6 +370,20 @@ def test_a_known_modality_has_no_loss_for_its_head():
     assert set(losses.parts) == {"latent", "image", "label"}
 
 
+def test_what_a_row_lacks_is_not_told_as_known():
+    """A missing label is no class: the row is trained as one in which nothing is known of it."""
+    model, told = labelled(), []
+    batch = {"x": {"image": pictures(64), "label": torch.arange(64) % 10}}
+    there = torch.arange(64) % 2 == 0
+    held = {"image": torch.ones(64, 1, 8, 8, dtype=torch.bool), "label": there}
+    model.register_forward_pre_hook(lambda module, args: told.append(args[2]))
+    MultiModalDenoising(known=1.0)(model, {**batch, "mask": held}, rng=0)
+    MultiModalDenoising(known=1.0)(model, batch, rng=0)
+    some, every = (cond["label"].kept() for cond in told)
+    assert bool(every[~there].any()) and torch.equal(some, every & there)
+    assert torch.equal(told[0]["image"].kept(), told[1]["image"].kept())
+
+
 # Refusals
 
 
