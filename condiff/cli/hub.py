@@ -29,7 +29,7 @@ class Push:
     """Nobody else may see it; of a repository that is made now."""
 
     overwrite: Flag = False
-    """Upload into a repository that holds something already."""
+    """Upload into a repository that holds something already; files of an earlier run go, others stay."""
 
     def run(self) -> int:
         from condiff.methods.hub import push

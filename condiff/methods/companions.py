@@ -74,9 +74,19 @@ class UniCon:
         model = tied(denoiser, variables, about["own"])
         return cls(model.eval(), None if source is denoiser else source, trigger)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the weights of the (first) tie; see :func:`condiff.networks.save_pair`."""
-        save_pair(self.model.denoiser.network, folder, self.model.ties[0].adapter)
+    def save(self, folder: str | Path, adapter: str | None = None) -> None:
+        """Write the weights of the tie; see :func:`condiff.networks.save_pair`.
+
+        Args:
+            adapter: which one, where there are several; a folder holds one.
+
+        Raises:
+            BadValue: several, and none is named; an unknown name.
+        """
+        names = list(dict.fromkeys(tie.adapter for tie in self.model.ties))
+        if adapter is None and len(names) != 1:
+            raise BadValue(f"a folder holds the weights of one tie, and here are {', '.join(names)}: say adapter=")
+        save_pair(self.model.denoiser.network, folder, adapter or names[0])
 
     @torch.no_grad()
     def sample(

@@ -310,7 +310,7 @@ def test_refusals(call, match):
         call(pair())
 
 
-def test_two_companions_at_once():
+def test_two_companions_at_once(tmp_path):
     """Several pairs on one network, each with its own weights, summed."""
     model = base()
     for seed, name in enumerate(("small", "edges")):
@@ -320,6 +320,10 @@ def test_two_companions_at_once():
     made = both.sample(given={"small": PICTURES, "edges": -PICTURES}, steps=3)
     other = both.sample(given={"small": PICTURES, "edges": PICTURES}, steps=3)
     assert not torch.equal(made["image"], other["image"]) and torch.equal(made["small"], PICTURES)
+    with pytest.raises(BadValue, match="small, edges: say adapter="):
+        both.save(tmp_path / "both")
+    both.save(tmp_path / "edges", "edges")
+    assert (tmp_path / "edges" / "pair.json").is_file() and not (tmp_path / "both").exists()
     everything = both.sample(given={"image": PICTURES}, steps=3)
     assert everything["edges"].shape == everything["small"].shape == PICTURES.shape
 

@@ -78,6 +78,17 @@ def test_given_frames_may_be_longer_than_the_context():
     assert (kept.context.length, kept.context.count) == (5, 10)
 
 
+@pytest.mark.parametrize("positions", ["cyclic", "rotary"])
+def test_a_network_of_one_layer_forgets_what_is_dropped_however_long_the_roll(positions):
+    """Ten chunks, more than twice around the circle of positions: kept keys are those of the window."""
+    denoiser = model(depth=1, positions=positions).double()
+    kept, again = (
+        roll(denoiser, chunk=4, max_context=9, context=context).generate(first().double(), 40, seed=0)
+        for context in ("cached", "recomputed")
+    )
+    assert kept.shape[1] == 41 and (kept - again).abs().max() < 1e-12 * again.abs().max()
+
+
 def test_the_last_frames_of_a_chunk_may_be_made_again():
     clips = list(itertools.islice(roll(overlap=1).start(first(), seed=0), 2))
     assert [clip.shape[1] for clip in clips] == [2, 2]
