@@ -127,4 +127,5 @@ class MultiModalDenoising:
 
 def _there(keep: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Which modalities of each row are known, (B,) each, without those that a mask leaves out entirely."""
-    return {name: k & mask[name].bool().reshape(len(k), -1).any(1) if name in mask else k for name, k in keep.items()}
+    some = {name: m.bool().reshape(len(m), -1).any(1) for name, m in mask.items()}
+    return {name: k & some[name] if name in some else k for name, k in keep.items()}
