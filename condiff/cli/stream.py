@@ -81,6 +81,9 @@ class Stream:
     weights: str = "ema"
     """Of a run: "ema", "raw", or the name of an averaged copy."""
 
+    dtype: OptionalText = None
+    """Of a pipeline's weights: float32, float16, bfloat16."""
+
     device: OptionalText = None
     """cpu, cuda, cuda:1, mps."""
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from condiff.data.camera import camera
 from condiff.data.video_files import Footage, footage
-from condiff.errors import BadFile, BadValue, Incompatible
+from condiff.errors import BadFile, BadValue, Incompatible, unknown
 from condiff.interop.loading import load_pipeline
 from condiff.interop.repository import is_name
 from condiff.methods import streamdiffusion
@@ -23,6 +24,7 @@ from condiff.streaming import Live, SimilarityFilter, Translator
 from condiff.video.files import check_output, write_frames
 
 AHEAD = 4  # frames of a file that are read while others are worked on
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 RATE = 25.0  # frames a second, where a source doesn't say
 
 
@@ -40,6 +42,7 @@ class Request:
         frames: that are read at most.
         size: height and width of a pipeline's pictures.
         weights: of a run.
+        dtype: of a pipeline's weights.
     """
 
     video: Path | None = None
@@ -59,11 +62,14 @@ class Request:
     rate: float | None = None
     seed: int = 0
     weights: str = "ema"
+    dtype: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
         if (self.video is None) == (self.camera is None):
             raise BadValue("say where frames come from: --video FILE_OR_FOLDER, or --camera N, one of them")
+        if self.dtype not in (None, *DTYPES):
+            raise unknown("dtype", self.dtype, DTYPES)
         if self.frames is not None and self.frames < 1:
             raise BadValue(f"frames must be at least 1, got {self.frames}")
         if self.video is not None and not self.video.exists():
@@ -116,6 +122,7 @@ def translator_of(target: str, request: Request) -> Translator:
     if request.label is not None:
         raise BadValue("a pipeline is told a prompt: leave --label out")
     pipe = load_pipeline(target).to(device)
+    pipe = pipe if request.dtype is None else pipe.to(DTYPES[request.dtype])
     translator = streamdiffusion.of_pipeline(
         pipe, request.steps, request.of, negative=request.negative, size=request.size, still=request.filter, **how
     )
@@ -123,7 +130,7 @@ def translator_of(target: str, request: Request) -> Translator:
 
 
 def _of_run(folder: Path, request: Request, device: Any, how: dict[str, Any]) -> Translator:
-    for name in ("prompt", "negative", "size"):
+    for name in ("prompt", "negative", "size", "dtype"):
         if getattr(request, name) is not None:
             raise BadValue(f"a run knows no {name}: leave --{name} out")
     run = open_run(folder)

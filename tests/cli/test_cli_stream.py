@@ -12,6 +12,8 @@ from terminal import SMALL, run
 
 from condiff.cli.main import main
 from condiff.data import read_frames
+from condiff.methods import streaming
+from condiff.streaming import Live
 from condiff.video import write_frames
 
 
@@ -63,7 +65,19 @@ def test_a_pipeline(capsys, place, tmp_path):
     assert read_frames(tmp_path / "out").shape == (8, 3, 16, 16)
     said = run(capsys, *argv, "--overwrite", "--guidance", "full", code=2)
     assert "needs negative conditions" in said.err
-    run(capsys, *argv, "--overwrite", "--guidance", "full", "--negative", "blurry", "--frames", "2")
+    run(
+        capsys,
+        *argv,
+        "--overwrite",
+        "--guidance",
+        "full",
+        "--negative",
+        "blurry",
+        "--frames",
+        "2",
+        "--dtype",
+        "bfloat16",
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,6 +91,7 @@ def test_a_pipeline(capsys, place, tmp_path):
         (["--guidance", "selv"], "Did you mean 'self'"),
         (["--video", "nowhere.mp4"], "no such file"),
         (["--out", "here.tiff"], "ends in .gif"),
+        (["--dtype", "float8"], "unknown dtype"),
         (["--rate", "0"], "rate must be > 0"),
     ],
     ids=lambda value: value[0].strip("-") + value[-1][:2] if isinstance(value, list) else "",
@@ -86,6 +101,28 @@ def test_bad_options_are_a_line_and_exit_code_2(capsys, place, options, message)
     said = run(capsys, *argv, code=2)
     assert message in said.err and said.err.count("\n") == 1
     assert not (place / "bad").exists()
+
+
+def test_a_camera_until_there_are_enough_frames(capsys, place, monkeypatch):
+    def pictures(number):
+        for i in range(number, 1000):
+            yield Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30), dtype=np.uint8))
+
+    monkeypatch.setattr(streaming, "camera", pictures)
+    argv = ["stream", place / "run", "--camera", "2", "--label", "3", "--steps", "20", "30", "--frames", "6", "--json"]
+    made = json.loads(run(capsys, *argv, "--out", place / "camera").out)
+    assert made["frames"] == len(read_frames(place / "camera")) == 6
+    assert made["latency"] > 0.0 and made["dropped"] > 0  # the camera is faster than anything
+
+
+def test_ctrl_c_ends_a_camera_and_keeps_what_is_there():
+    def interrupted(frame):
+        if frame == 3:
+            raise KeyboardInterrupt
+        return frame
+
+    live = Live(range(10), interrupted, drop=False)
+    assert list(streaming._of_camera(live, None)) == [0, 1, 2] and not live.running
 
 
 def test_a_camera_that_is_not_there_is_said_before_a_model_is_loaded(capsys, tmp_path):

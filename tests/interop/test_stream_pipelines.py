@@ -47,6 +47,9 @@ def test_the_boundary_scalings_are_those_of_lcm():
         level = process.at(float(process.schedule.at_index(index)))
         wanted = [float(v) for v in scheduler.get_scalings_for_boundary_condition_discrete(torch.tensor(index))]
         assert [float(w) for w in Boundary().weights(level)] == pytest.approx(wanted, rel=1e-6)
+    level, x = process.at(float(process.schedule.at_index(0))), torch.randn(2, 4, 8, 8)
+    said = cd.process.Prediction(x, level, {"noise": torch.ones_like(x)})
+    assert torch.equal(Boundary().prediction(said, None).x0, x)  # what the network says of index 0 isn't read
     with pytest.raises(BadValue, match="scaling > 0"):
         Boundary(scaling=0.0)
 
@@ -96,6 +99,13 @@ def test_a_tiny_autoencoder_and_one_step():
     translator = streamdiffusion.of_pipeline(lcm(tiny_vae=True), steps=(0,), guidance="none").start("a fox")
     assert translator.delay == 0
     assert translator(pictures(1)[0]).shape == (3, 16, 16)
+
+
+def test_a_pipeline_in_bfloat16_keeps_anchors_in_float32():
+    translator = streamdiffusion.of_pipeline(lcm().to(torch.bfloat16), guidance="self").start("a fox", seed=0)
+    assert translator.stream.latents.dtype == torch.bfloat16 and translator.stream.anchors.dtype == torch.float32
+    out = list(translator.clip(pictures()))
+    assert len(out) == 4 and all(torch.isfinite(x).all() and x.dtype == torch.float32 for x in out)
 
 
 def test_frames_of_any_kind_and_size():
