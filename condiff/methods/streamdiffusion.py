@@ -223,7 +223,7 @@ def streamed(net: Counted, frames: Tensor, told: Tensor, seed: int, **how: Any) 
 
 def reproduce(budget: str = "small") -> Reproduction:
     """Guidance of every type on one stream of digits; calls and pictures with a filter of still frames."""
-    lab = Digits("streamdiffusion", budget, steps=1500)
+    lab = Digits("streamdiffusion", budget, steps=1000)
     figures: dict[str, list[float]] = {}
     for seed in lab.seeds:
         trained = lab.train(model(lab.facts), seed)
