@@ -65,7 +65,7 @@ class Editor:
             z = x if self.codec is None else self.codec.encode(x)
         solver = ImplicitDDIM(request.iterations)
         found = invert_dual(self.denoiser, z, source, grid=self.grid, length=request.rho, rms=True, solver=solver)
-        how = {"scale": request.scale, "quantile": request.quantile, "below": request.keep_below}
+        how: dict[str, Any] = {"scale": request.scale, "quantile": request.quantile, "below": request.keep_below}
         made, again = edit(self.denoiser, found, source, target, **how), reconstruct(self.denoiser, found, source)
         with torch.no_grad():
             made, again = (v if self.codec is None else self.codec.decode(v) for v in (made, again))

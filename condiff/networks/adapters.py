@@ -81,7 +81,8 @@ def attach_lora(net: nn.Module, lora: LoRA | None = None, name: str = "default",
     """Freeze a network (or a denoiser), and give its linear layers a trainable update.
 
     Args:
-        net: changed in place; only the new weights require gradients afterwards.
+        net: changed in place; only the new weights require gradients afterwards. Those of a network in half precision
+            are in single.
         name: of the adapter, where there are several.
         seed: of A.
 
@@ -113,6 +114,7 @@ def attach_lora(net: nn.Module, lora: LoRA | None = None, name: str = "default",
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, net, name)
+    _in_single(net, name)
     return layers
 
 
@@ -188,11 +190,21 @@ def load_lora(net: nn.Module, folder: str | Path, name: str = "default") -> None
     _check_fits(net, tensors, folder)
     net.requires_grad_(False)
     peft.inject_adapter_in_model(peft.LoraConfig.from_peft_type(**settings), net, name)
+    _in_single(net, name)
     own = lora_state(net, name)
     if set(own) != set(tensors):
         odd = sorted(set(own) ^ set(tensors))[:3]
         raise Incompatible(f"{folder} holds other layers than its configuration says: {', '.join(odd)}")
     peft.set_peft_model_state_dict(net, tensors, name)
+
+
+def _in_single(net: nn.Module, name: str) -> None:
+    """An adapter's weights in float32 where the network's are halves, which are too coarse for steps of training."""
+    for layer in _adapted(net):
+        for halves in (layer.lora_A, layer.lora_B):
+            if name in halves:  # type: ignore[operator]
+                part: Any = halves[name]  # type: ignore[index]
+                part.to(torch.promote_types(part.weight.dtype, torch.float32))
 
 
 def _check_fits(net: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:

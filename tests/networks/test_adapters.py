@@ -70,6 +70,20 @@ def test_the_update_is_the_low_rank_product():
     torch.testing.assert_close(layer(x), layer.get_base_layer()(x) + 1.5 * x @ a.T @ b.T)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_networks_have_adapters_in_single(tmp_path, dtype):
+    """Steps of AdamW are far below what half precision can add to a weight."""
+    net, other = network().to(dtype), network().to(dtype)
+    attach_lora(net, LoRA(rank=2))
+    save_lora(net, tmp_path)
+    load_lora(other, tmp_path)
+    for half in (net, other):
+        adapters = {name: p for name, p in half.named_parameters() if "lora_" in name}
+        assert adapters and all(p.dtype == torch.float32 for p in adapters.values())
+    said = net(INPUT[0].to(dtype), INPUT[1])
+    assert said.dtype == dtype and torch.equal(said, network().to(dtype)(INPUT[0].to(dtype), INPUT[1]))
+
+
 def test_scale_merge_and_detach():
     net, _ = adapted()
     said, plain = net(*INPUT), network()(*INPUT)
