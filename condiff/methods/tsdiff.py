@@ -183,7 +183,8 @@ def representative(denoiser: Any, windows: Windows, seed: int = 0, rows: int = 3
     """The time of refinements: where the denoising loss is what it is on average over the levels."""
     index = torch.linspace(0, len(windows) - 1, min(rows, len(windows)), dtype=torch.float64).long()
     times = denoiser.process.schedule.at_index(torch.arange(LEVELS))
-    return typical_time(denoiser, windows.batch(index)["x"], times, rng=seed)
+    batch: Any = windows.batch(index)
+    return typical_time(denoiser, batch["x"], times, mask=batch.get("mask"), rng=seed)
 
 
 # The claim

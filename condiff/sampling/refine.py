@@ -29,11 +29,17 @@ Energy = Callable[[Tensor, Level, Conditions], Tensor]
 
 
 def denoising_energy(
-    denoiser: Denoises, x0: Float[Tensor, "batch *shape"], level: Level, noise: Tensor, cond: Conditions
+    denoiser: Denoises,
+    x0: Float[Tensor, "batch *shape"],
+    level: Level,
+    noise: Tensor,
+    cond: Conditions,
+    mask: Tensor | None = None,
 ) -> Float[Tensor, " batch"]:
-    """``sum |noise - noise_hat|^2`` of samples noised to a level with given noise."""
+    """``sum |noise - noise_hat|^2`` of samples noised to a level with given noise, over what a mask counts."""
     truth = denoiser.process.forward(x0, level, source=cond.source, noise=noise)
-    return (noise - denoiser(truth.x_t, truth.level, cond).noise).square().flatten(1).sum(1)
+    error = (noise - denoiser(truth.x_t, truth.level, cond).noise).square()
+    return (error if mask is None else torch.where(mask, error, 0.0)).flatten(1).sum(1)
 
 
 class Rule(ABC):
@@ -149,6 +155,7 @@ def typical_time(
     times: Float[Tensor, " n"],
     *,
     cond: Cond = None,
+    mask: Tensor | None = None,
     rng: int | torch.Generator | Sequence[int] | Source | None = None,
 ) -> float:
     """The time whose average denoising loss is closest to the average over all times.
@@ -156,6 +163,7 @@ def typical_time(
     Args:
         x: samples of the data.
         times: to choose from, such as those of all levels of a table.
+        mask: booleans that broadcast to x: which entries count, as in the training.
     """
     rng, cond = as_source(rng), as_conditions(cond, getattr(denoiser, "kinds", None), x.device)
     if times.ndim != 1 or not len(times):
@@ -163,6 +171,6 @@ def typical_time(
     losses = []
     for level in denoiser.process.levels(times):
         noise = denoiser.process.noise_law.sample(rng, x.shape, x.dtype, x.device)
-        losses.append(denoising_energy(denoiser, x, level, noise, cond).double().mean())
+        losses.append(denoising_energy(denoiser, x, level, noise, cond, mask).double().mean())
     loss = torch.stack(losses)
     return float(times[int((loss - loss.mean()).abs().argmin())])

@@ -86,6 +86,10 @@ def test_the_typical_time_has_the_average_loss():
     loss = a**2 * STD**2 / (a**2 * STD**2 + s**2)  # the posterior variance of the noise
     want = float(times[int((loss - loss.mean()).abs().argmin())])
     assert abs(typical_time(ORACLE, data, times, rng=0) - want) <= 0.02
+    mask = torch.tensor([True, True, False])
+    broken = torch.where(mask, data, 9.0)
+    assert abs(typical_time(ORACLE, broken, times, mask=mask, rng=0) - want) <= 0.02
+    assert abs(typical_time(ORACLE, broken, times, rng=0) - want) > 0.05
 
 
 def test_refinements_of_nothing_are_refused():
