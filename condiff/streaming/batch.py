@@ -45,7 +45,7 @@ class Stream:
         dtype: of the latents.
 
     Raises:
-        BadValue: times that don't fall, fewer than one frame a tick, no shape.
+        BadValue: times that don't fall or end where the solver still adds noise, fewer than one frame a tick, no shape.
         Incompatible: a solver that remembers, a process with an endpoint, guidance with a memory, hooks that act after
             a step or at the start of a trajectory.
 
@@ -76,6 +76,9 @@ class Stream:
         self.denoiser, self.solver, self.hooks = denoiser, solver, tuple(hooks)
         self.frames, self.shape, self.dtype = frames, shape, dtype
         self.steps = len(self.times) - 1
+        self._plan: list[Weights] = solver.plan(denoiser.process.levels(self.times))
+        if float(self._plan[-1].std) != 0.0:
+            raise BadValue(f"the last step of a stream adds no noise: end the times at 0, got {self.times.tolist()}")
         self.ticks = 0
         self.calls = 0
         self._ready = False
@@ -104,6 +107,7 @@ class Stream:
         self.noise = process.noise_law.sample(source, shape, self.dtype, device)
         self._first = process.levels(self.times)[0]
         self._prepare(process, device)
+        self.calls = 0
         self.tell(cond)
         self._empty()
         if check:
@@ -113,13 +117,12 @@ class Stream:
     def _prepare(self, process: Any, device: torch.device) -> None:
         each = self.times.to(device).repeat_interleave(self.frames)
         self._from, self._to = process.at(each[: -self.frames]), process.at(each[self.frames :])
-        plan = self.solver.plan(process.levels(self.times))
-        columns = [torch.tensor(c, dtype=torch.float64, device=device) for c in zip(*plan, strict=True)]
+        columns = [torch.tensor(c, dtype=torch.float64, device=device) for c in zip(*self._plan, strict=True)]
         self._weights = Weights(*(c.repeat_interleave(self.frames) for c in columns))
         self._spread()
 
     def _spread(self) -> None:
-        """The noise that each row gets at the end of its step; none for the last, which ends clean or is given it."""
+        """The noise that each row gets at the end of its step; none for the last."""
         later = torch.cat([self.noise[1:], torch.zeros_like(self.noise[:1])])
         self._added = later.repeat_interleave(self.frames, 0)
 

@@ -94,7 +94,8 @@ class Translator:
 
         A still frame has the picture of the last one that was worked on.
         """
-        waiting: deque[int] = deque()  # how many frames each picture on its way stands for
+        on_their_way = min(self.stream.ticks, self.delay)  # frames of before, whose pictures aren't this clip's
+        waiting = deque([0] * on_their_way)  # how many frames each picture stands for
         for frame in frames:
             x = self.read(frame)
             if self.still is None or self.still(x):

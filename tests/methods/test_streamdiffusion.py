@@ -70,6 +70,14 @@ def test_a_still_frame_gives_the_previous_picture_without_a_call():
     assert torch.equal(translator(frame), first) and translator.stream.calls == 1
 
 
+def test_a_clip_after_single_frames_has_its_own_pictures_only():
+    frames = pictures(6)
+    wanted = torch.stack(list(own(steps=(10, 20, 40)).clip(frames)))
+    translator = own(steps=(10, 20, 40))
+    assert [translator(frame) for frame in frames[:2]] == [None, None]
+    torch.testing.assert_close(torch.stack(list(translator.clip(frames[2:]))), wanted[2:], rtol=0.0, atol=1e-6)
+
+
 def test_a_translator_goes_on_bit_for_bit():
     frames = pictures(10)
     frames[6] = frames[5]

@@ -321,6 +321,8 @@ def test_what_a_stream_refuses():
         stream_of("none", 2, Coupled())
     with pytest.raises(BadValue, match="two times or more that fall"):
         Stream(Stub(), [0.3, 0.5, 0.0])
+    with pytest.raises(BadValue, match="end the times at 0"):
+        Stream(Stub(), [0.5, 0.1])
     with pytest.raises(Incompatible, match="remembers past evaluations"):
         Stream(Stub(), times, solver=DPMSolverPP())
     with pytest.raises(Incompatible, match="acts elsewhere than on predictions"):
