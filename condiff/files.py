@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,20 @@ def _swap_folders(new: Path, old: Path) -> None:
     os.replace(old, aside)
     os.replace(new, old)
     remove(aside)
+
+
+def check_replaced(folder: Path, known: Callable[[str], Any]) -> None:
+    """Before an output folder is replaced as a whole: whether it holds an earlier output only.
+
+    Args:
+        known: whether a name is one of an output's.
+
+    Raises:
+        BadFile: it holds something else, which would be lost.
+    """
+    other = [path.name for path in sorted(folder.iterdir()) if not known(path.name)] if folder.is_dir() else []
+    if other:
+        raise BadFile(f"{folder} holds {other[0]}, which is no output of this and would be lost: choose another --out")
 
 
 def remove(path: Path) -> None:

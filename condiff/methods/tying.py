@@ -16,7 +16,7 @@ from condiff.config import read_json
 from condiff.data import AsVariables, images, pairs
 from condiff.denoiser import Denoiser
 from condiff.errors import BadFile, BadValue, Incompatible, require_extra, unknown
-from condiff.files import replacing
+from condiff.files import check_replaced, replacing
 from condiff.methods import names
 from condiff.methods.runs import check_device, check_folder, default_device, open_run
 from condiff.methods.unicon import UniCon, join, objective
@@ -127,7 +127,7 @@ def draw(
     if out.exists() and not overwrite:
         raise BadFile(f"{out} exists already: choose another --out, or say --overwrite")
     pair, shape = open_tied(folder, device)
-    _check_replaced(out, pair.model.variables)
+    check_replaced(out, pair.model.variables.__contains__)
     given, stems = _known(known, pair.model.variables, shape)
     rows = next((len(x) for x in given.values()), num or 8)
     if num is not None and given and num != rows:
@@ -143,17 +143,6 @@ def draw(
     seconds = time.perf_counter() - started
     _write({**made, **given}, out, stems or [f"{i:05d}" for i in range(rows)])
     return {"out": str(out), "num": rows, "steps": steps, "known": list(given), "seconds": round(seconds, 3)}
-
-
-def _check_replaced(out: Path, variables: Sequence[str]) -> None:
-    """A folder is replaced as a whole, so that it must hold nothing else.
-
-    Raises:
-        BadFile: it does.
-    """
-    other = [path.name for path in sorted(out.iterdir()) if path.name not in variables] if out.is_dir() else []
-    if other:
-        raise BadFile(f"{out} holds {other[0]}, which is none of {', '.join(variables)}: choose another --out")
 
 
 def _words(words: Sequence[str], variables: Sequence[str], what: str) -> dict[str, str]:

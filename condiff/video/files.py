@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,12 +14,13 @@ from torch import Tensor
 from condiff import figures
 from condiff.data import read_frames
 from condiff.errors import BadFile, BadValue, Incompatible, require_extra
-from condiff.files import replacing
+from condiff.files import check_replaced, replacing
 from condiff.sampling import DDIM
 from condiff.video.interpolate import Interpolator, halvings
 
 ANIMATIONS, VIDEOS = (".gif", ".png", ".webp"), (".mp4", ".mov", ".mkv")
 ENDINGS = (*ANIMATIONS, *VIDEOS)
+FRAME = re.compile(r"\d{6}\.png")
 
 
 def interpolate_files(
@@ -81,6 +83,8 @@ def check_output(out: Path, rate: float, overwrite: bool) -> None:
         raise BadValue(f"rate must be > 0 frames a second, got {rate}")
     if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
         raise BadFile(f"{out} exists already: choose another one, or say --overwrite")
+    if out.suffix == "":
+        check_replaced(out, FRAME.fullmatch)
 
 
 def write_frames(frames: Iterable[Tensor], out: Path, rate: float = 25.0) -> int:
@@ -90,9 +94,12 @@ def write_frames(frames: Iterable[Tensor], out: Path, rate: float = 25.0) -> int
 
     Raises:
         BadValue: no frames, a video of odd sides.
+        BadFile: a folder of other things, which is replaced as a whole.
         MissingExtra: a video without PyAV.
     """
     write = _as_folder if out.suffix == "" else _as_video if out.suffix.lower() in VIDEOS else _as_animation
+    if out.suffix == "":
+        check_replaced(out, FRAME.fullmatch)
     with replacing(out) as temporary:
         count = write(_pictures(frames), temporary, rate)
         if not count:

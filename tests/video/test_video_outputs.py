@@ -7,6 +7,7 @@ from condiff.data import camera, read_frames
 from condiff.data.video_files import footage
 from condiff.errors import BadFile, BadValue
 from condiff.video import write_frames
+from condiff.video.files import check_output
 
 FRAMES = torch.linspace(-1.0, 1.0, 5).reshape(5, 1, 1, 1).expand(5, 3, 16, 24)
 
@@ -20,6 +21,17 @@ def test_frames_come_back(tmp_path, name):
     torch.testing.assert_close(again, FRAMES, rtol=0.0, atol=0.06)
     each = list(footage(tmp_path / name).each())
     assert len(each) == 5 and each[0].size == (24, 16)
+
+
+def test_a_folder_is_replaced_only_where_it_holds_frames(tmp_path):
+    write_frames(FRAMES, tmp_path / "out")
+    write_frames(FRAMES[:2], tmp_path / "out")
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["000000.png", "000001.png"]
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    for call in (lambda: write_frames(FRAMES, tmp_path / "out"), lambda: check_output(tmp_path / "out", 8.0, True)):
+        with pytest.raises(BadFile, match=r"holds thesis\.tex"):
+            call()
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
 
 
 def test_a_rate_is_kept(tmp_path):
