@@ -12,10 +12,11 @@ Editing", NeurIPS 2025 (arXiv 2506.02560); without its correction it is SPDInv.
 :class:`~condiff.sampling.ImplicitDDIM` is the fixed point, :class:`~condiff.sampling.TowardsReference` the correction,
 :class:`~condiff.guidance.Proximal` and :class:`~condiff.sampling.KeepPath` the editing; this module puts them together.
 
-What differs from the paper and its code: Picard's rule (or Anderson's) in place of AdamW through the network, which
-stops half-way at a tenth of the cost (``ImplicitDDIM(rule="adamw", weight_decay=0.01)`` is theirs); no weight decay,
-which moved latents by itself; norms per sample; ``rms=True`` measures rho by the root mean square, so that it means the
-same for every size. Their prompt-to-prompt attention control isn't part of this: editing here is by guidance and path.
+What differs from the paper and its code: Picard's rule (or Anderson's) in place of AdamW, which needs gradients through
+the network and stops half-way (``ImplicitDDIM(rule="adamw", weight_decay=0.01)`` is theirs); no weight decay, which
+moved latents by itself; the first guess is corrected as every evaluation is; norms per sample; ``rms=True`` measures
+rho by the root mean square, so that it means the same for every size. Their prompt-to-prompt attention control isn't
+part of this: editing here is by guidance and path.
 
 Claimed: better reconstruction and editing than DDIM inversion and the plain fixed point. :func:`reproduce` measures the
 round trip and a change of class on digits. The correction compares noise with the clean sample; with an exact solver

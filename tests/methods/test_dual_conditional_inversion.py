@@ -32,13 +32,25 @@ def rmse(a, b):
 
 
 def test_the_step_and_its_inverse_are_inverse_for_any_noise():
-    levels = PROCESS.levels(GRID.times(PROCESS, 50).flip(0))
-    x, e = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
-    for s, t in itertools.pairwise(levels):
-        up = t.data * (x - s.noise * e) / s.data + t.noise * e
-        down = s.data * (up - t.noise * e) / t.data + s.noise * e
-        torch.testing.assert_close(down, x, rtol=1e-13, atol=1e-13)
-    assert levels[0].data < 1.0  # the data stand at the first tabulated level
+    """Psi_t(Phi_t(z, e), e) = z to rounding at every step, the first one, from the first tabulated level, included."""
+    rng = torch.Generator().manual_seed(0)
+    x, e = torch.randn(2, 2, 5, dtype=torch.float64, generator=rng).unbind(0)
+
+    class Told:
+        process, shape = PROCESS, None
+
+        def __call__(self, x, t, cond=None):
+            return Prediction(x, PROCESS.at(t), {"noise": e})
+
+    times = GRID.times(PROCESS, 50)
+    assert PROCESS.at(float(times[-1])).data < 1.0 and float(times[-1]) == float(times[-2])  # A = 1, B = 0
+    for t, s in itertools.pairwise(times.tolist()):
+        up = invert(Told(), x, solver=ImplicitDDIM(0), grid=[t, s]).latent
+        level, before = PROCESS.at(t), PROCESS.at(s)
+        want = level.data * (x - before.noise * e) / before.data + level.noise * e
+        torch.testing.assert_close(up, want, rtol=0.0, atol=1e-14)
+        down = sample(Told(), initial=up, solver=DDIM(), grid=[t, s])
+        torch.testing.assert_close(down, x, rtol=0.0, atol=1e-14)
 
 
 def test_the_correction_is_a_step_of_its_length_down_the_distance():
