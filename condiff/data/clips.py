@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def clips(
     *,
     stride: int | None = None,
     fps: float | None = None,
-    hop: int | None = None,
+    hop: int | Literal["length"] | None = None,
     channels: int | None = None,
     crop: str | None = "center",
     filter: str = "lanczos",
@@ -124,8 +124,8 @@ def clips(
         size: pixels of the square, or (height, width); None when all clips have one size.
         stride: take every k-th frame; 1 by default.
         fps: in its place, frames per second of the sample, for files that say their own rate.
-        hop: frames from the start of one sample to that of the next in the same recording; one sample each, from its
-            start, when None.
+        hop: frames of the recording from the start of one sample to that of the next; ``"length"`` for one sample
+            behind the other; one sample each, from its start, when None.
         channels, crop, filter, background: see :class:`condiff.data.Framing`; no random crops.
         skip_bad: leave out recordings that are too short or can't be read, listed in ``refused``.
         given: the first frames that are also a condition ``first``, from which a clip is continued.
@@ -196,7 +196,8 @@ def video(
         path, size: as for :func:`clips`.
         given: frames that a clip is continued from.
         frames: length of a clip.
-        hop: frames from the start of one clip to that of the next; their length by default, so that none is in two.
+        hop: frames of the recording from the start of one clip to that of the next; by default one clip begins behind
+            the other.
         stride, fps, channels, crop, filter, background, skip_bad, cache: as for :func:`clips`.
 
     Raises:
@@ -210,7 +211,7 @@ def video(
         frames,
         size,
         given=given,
-        hop=frames if hop is None else hop,
+        hop="length" if hop is None else hop,
         stride=stride,
         fps=fps,
         channels=channels,
@@ -230,8 +231,8 @@ def of_clips(data: Data) -> tuple[Clips, Tensor] | None:
     return (data, rows) if isinstance(data, Clips) else None
 
 
-def _step(frames: int, stride: int | None, fps: float | None, hop: int | None) -> int:
-    for name, value in (("frames", frames), ("stride", stride), ("hop", hop)):
+def _step(frames: int, stride: int | None, fps: float | None, hop: int | str | None) -> int:
+    for name, value in (("frames", frames), ("stride", stride), ("hop", None if hop == "length" else hop)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise BadType(f"{name} must be an integer, got {value!r}")
         if value is not None and value < 1:
@@ -241,7 +242,7 @@ def _step(frames: int, stride: int | None, fps: float | None, hop: int | None) -
     return stride or 1
 
 
-def _windows(one: Footage, frames: int, step: int, fps: float | None, hop: int | None, name: str) -> list[Window]:
+def _windows(one: Footage, frames: int, step: int, fps: float | None, hop: int | str | None, name: str) -> list[Window]:
     """The samples of one recording."""
     every = float(step)
     if fps is not None:
@@ -254,5 +255,6 @@ def _windows(one: Footage, frames: int, step: int, fps: float | None, hop: int |
     last = one.count - 1 - offsets[-1]
     if last < 0:
         raise BadFile(f"{one.count} frames, and {offsets[-1] + 1} are needed")
-    starts = [0] if hop is None else range(0, last + 1, hop)
+    apart: Any = max(offsets[-1] + 1, round(frames * every)) if hop == "length" else hop
+    starts = [0] if apart is None else range(0, last + 1, apart)
     return [Window(one, tuple(start + o for o in offsets)) for start in starts]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from condiff.data import Clips, DataMoments, Framing, TensorData, clips
+from condiff.data import Clips, DataMoments, Framing, TensorData, clips, video
 from condiff.data.clips import Window
 from condiff.data.video_files import Footage, footage
 from condiff.errors import BadFile, BadType, BadValue, Incompatible, MissingExtra
@@ -66,6 +66,16 @@ def test_stride_hop_and_rate(root):
         clips(alone, 4, fps=20.0)
     with pytest.raises(BadValue, match="doesn't say how many frames"):
         clips(root, 4, fps=5.0)
+
+
+@pytest.mark.parametrize("how", [{}, {"stride": 2}, {"stride": 4}])
+def test_no_frame_of_a_recording_is_in_two_clips(tmp_path, how):
+    """Else what is held out of one recording would have been trained on."""
+    for i in range(40):
+        picture(i).save(tmp_path / f"frame{i:02d}.png")
+    data = video(tmp_path, frames=4, given=1, **how)
+    seen = [i for window in data.windows for i in window.indices]
+    assert len(set(seen)) == len(seen) and len(data) == 40 // (4 * how.get("stride", 1))
 
 
 def test_one_size_for_all(root):
