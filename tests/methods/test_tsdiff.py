@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from condiff.data import Windows, hourly
+from condiff.data import Windows, hourly, series
 from condiff.data.series import entries
 from condiff.errors import BadValue
 from condiff.methods import find
 from condiff.methods.facts import Facts
+from condiff.methods.kinds.windows import whole_windows
 from condiff.methods.tsdiff import SMALL, TSDiff, miss_of_coverage, recipe, small
 from condiff.random import derive_seed
 from condiff.sampling import DDPM, Spaced, sample
@@ -85,6 +86,14 @@ def test_gaps_refinement_and_new_series(model):
     assert better[0].samples.shape == (4, 24) and not np.allclose(better[0].samples, base[0].samples)
     assert model.sample(2).shape == (2, 72)
     assert 0.0 < model.at < 1.0
+
+
+def test_runs_are_judged_by_windows_in_which_nothing_is_missing():
+    holes = FRAME.copy()
+    holes.iloc[300:340, 0] = np.nan
+    found = whole_windows(series(holes, "H", 24, context=48, lags=(24,), gaps=True), 40)
+    assert found.shape[1:] == (72,) and 0 < len(found) < 40
+    assert bool((found != 0.0).all()) and bool(found.isfinite().all())
 
 
 def test_training_from_a_table(tmp_path):

@@ -12,7 +12,7 @@ import torch
 
 from condiff import figures
 from condiff.config import to_config
-from condiff.data import Data, season_of
+from condiff.data import Data, Windows, season_of
 from condiff.files import replacing
 from condiff.methods.drawn import Drawing
 from condiff.methods.given import Given
@@ -23,6 +23,12 @@ from condiff.series import forecast, seasonal_naive
 
 MOST_SERIES, MEMBERS = 16, 20  # forecasts that a run is judged by
 MOST_NEW, SHOWN, REAL = 256, 15, 5  # new windows that it is judged by, and that are drawn
+
+
+def whole_windows(windows: Windows, most: int) -> torch.Tensor:
+    """The series in some windows, evenly from first to last, without those in which something is missing: (n, L)."""
+    found = windows.windows(torch.linspace(0, len(windows) - 1, most).long())
+    return found.values[found.mask[..., 0].all(1)][..., 0]
 
 
 class SeriesWindows(Kind):
@@ -57,19 +63,20 @@ class SeriesWindows(Kind):
         truth = torch.tensor(np.stack([one.values[-spec.horizon :] for one in items]))
         seen = [past.observed[-spec.context :].any() for past in pasts]
         pasts, truth = [p for p, s in zip(pasts, seen, strict=True) if s], truth[torch.tensor(seen)]
-        if not pasts or not bool(truth.isfinite().any()):
+        if not pasts or not bool((truth.nan_to_num() != 0.0).any()):  # nothing that scores could be relative to
             return {"samples": made.num}
         season = season_of(spec.freq)
         simple = np.stack([seasonal_naive(p, spec.horizon, min(season, len(p))) for p in pasts])
         paths = forecast(model, pasts, spec, members=MEMBERS, **how(run.recipe.sampler))
         samples = torch.tensor(np.stack([one.samples for one in paths], axis=1))
-        real = torch.nan_to_num(own.windows(torch.linspace(0, len(own) - 1, self.judged(own)).long()).values[..., 0])
-        return {
+        found: dict[str, Any] = {
             "crps": weighted_quantile_loss(samples, truth),
             "crps_seasonal_naive": weighted_quantile_loss(torch.tensor(simple)[None], truth),
-            "linear_predictive_score": linear_predictive_score(made.x[..., 0], real, spec.horizon),
-            "samples": made.num,
         }
+        real = whole_windows(own, self.judged(own))
+        if len(real):
+            found["linear_predictive_score"] = linear_predictive_score(made.x[..., 0], real, spec.horizon)
+        return {**found, "samples": made.num}
 
     # Looking
 
