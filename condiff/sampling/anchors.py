@@ -28,6 +28,9 @@ class TowardsReference(Hook):
         reference: (B, ...), or (1, ...) for all.
         length: Euclidean, or root mean square with ``rms``: 1 on a latent of 4 x 64 x 64 is 0.0078 of it.
         rms: measure the length by the root mean square, which doesn't depend on the number of dimensions.
+
+    Raises:
+        BadValue: a negative length. Incompatible: a reference of another shape.
     """
 
     reference: Tensor
@@ -41,8 +44,10 @@ class TowardsReference(Hook):
     def prediction(self, prediction: Prediction, run: Run) -> Prediction:
         if self.length == 0.0:
             return prediction
-        noise = prediction.noise
-        gap = (noise - self.reference.to(noise)).detach()
+        noise, kept = prediction.noise, self.reference
+        if kept.shape[1:] != noise.shape[1:] or len(kept) not in (1, len(noise)):
+            raise Incompatible(f"the reference is {tuple(kept.shape)}, the sampler's states {tuple(noise.shape)}")
+        gap = (noise - kept.to(noise)).detach()
         norm = gap.double().flatten(1).norm(dim=1)
         size = self.length * gap[0].numel() ** 0.5 if self.rms else self.length
         factor = torch.where(norm > 0.0, size / torch.where(norm > 0.0, norm, 1.0), 0.0)

@@ -206,6 +206,9 @@ def test_what_does_not_fit_is_refused(inverted):
         invert_dual(net, x, {}, steps=5)
     with pytest.raises(BadValue, match="length must be >= 0"):
         invert_dual(net, x, cond, steps=5, length=-1.0)
+    for reference in (x[0], x[:2], x[:, :1]):
+        with pytest.raises(Incompatible, match="the reference is"):
+            invert(net, x, solver=ImplicitDDIM(1), cond=cond, steps=5, grid=GRID, hooks=[TowardsReference(reference)])
     with pytest.raises(BadValue, match="quantile"):
         Proximal(net, scale=2.0, source=cond, quantile=1.5)
     with pytest.raises(BadValue, match="unknown mode"):
