@@ -15,9 +15,10 @@ import torch
 from condiff.conditions import Condition, Conditions
 from condiff.data.windows import Window, features
 from condiff.denoiser import Denoises, device_of
-from condiff.errors import BadValue, unknown
+from condiff.errors import BadValue, NonFinite, unknown
 from condiff.fields import checked
 from condiff.guidance import Energy, Quantile, SquaredError, quantile_levels
+from condiff.process.algebra import finite
 from condiff.random import derive_seed
 from condiff.sampling import DDPM, Grid, Solver, Spaced, sample
 from condiff.typing import Float, Tensor
@@ -109,6 +110,7 @@ def path_each(
 
     Raises:
         BadValue: windows of another shape than the model's, guidance of a conditional model.
+        NonFinite: paths that diverge.
     """
     told, solver = is_told(denoiser), solver or DDPM()
     shape = (window.values.shape[1], 1 if told else window.values.shape[2])
@@ -132,6 +134,8 @@ def path_each(
             cond=Conditions(cond).to(device),
             seeds=[seeds[i] for i in chunk.tolist()],
         )
+        if not finite(x):
+            raise NonFinite("sample paths diverged: use a smaller scale of guidance, or more steps")
         out.append(x[..., 0].double().cpu() * part.scale[:, None])
     return torch.cat(out)
 

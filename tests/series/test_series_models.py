@@ -7,7 +7,7 @@ import torch
 
 from condiff.data import Series, WindowSpec, hourly
 from condiff.data.windows import features, gather
-from condiff.errors import BadValue
+from condiff.errors import BadValue, NonFinite
 from condiff.process import Discrete, Gaussian, Prediction, oracles
 from condiff.sampling import DDIM, Descent, Langevin
 from condiff.series import SelfGuidance, forecast, impute, paths, refine_forecasts, seasonal_naive
@@ -157,6 +157,21 @@ def test_gaps_are_filled_and_nothing_else_is_touched():
     np.testing.assert_allclose(made.filled.values[20], np.median(made.samples[:, 20]))
     whole = impute(ORACLE, [noisy(60)], SPEC, **HOW)[0]
     np.testing.assert_array_equal(whole.samples[2], truth)
+
+
+def test_paths_that_diverge_are_refused():
+    """A gap would otherwise stay one, window after window."""
+
+    class Broken:
+        process, shape, kinds = PROCESS, (12, 1), {}
+
+        def __call__(self, x_t, t, cond=None):
+            return Prediction(x_t, self.process.at(t), {"x0": x_t / 0.0})
+
+    one = noisy(12)
+    one.values[4] = np.nan
+    with pytest.raises(NonFinite, match="diverged"):
+        impute(Broken(), [one], SPEC, members=2, steps=2, guidance=SelfGuidance(scale=0.0))
 
 
 def test_a_gap_is_filled_from_both_sides():
