@@ -2,7 +2,8 @@
 
 Functions that draw take an ``rng``: a :class:`Source`, or anything :func:`as_source` accepts
 (``None``, a seed, a ``torch.Generator``, one seed per sample). Nothing in condiff seeds or
-reads the global generator. The first dimension of what is drawn is always the batch.
+reads the global generator, but for :func:`seeded_weights`, which puts it back. The first
+dimension of what is drawn is always the batch.
 
 * :class:`Stream` draws the whole batch from one generator.
 * :class:`PerSample` draws row i from its own generator: a sample depends on its own seed only.
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -198,3 +200,14 @@ def as_source(rng: int | torch.Generator | Sequence[int] | Source | None) -> Sou
     if isinstance(rng, Sequence | range) and not isinstance(rng, str):
         return PerSample(rng)
     raise BadType(f"rng must be a seed, a torch.Generator, a list of seeds or a Source, got {type(rng).__name__}")
+
+
+@contextmanager
+def seeded_weights(seed: int | None) -> Iterator[None]:
+    """Modules that are built inside, on the CPU, are a function of the seed; no generator is changed by it afterwards,
+    those of GPUs included. None leaves torch's generator as it is.
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds all devices, and they aren't forked
+        yield

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from condiff.conditions import GUIDANCE, GuidanceScale, RandomScale
@@ -18,6 +17,7 @@ from condiff.distill.grid import DistilledGrid
 from condiff.distill.teaching import GuidedDistillation, Halving, Taught
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.model_files import describe
+from condiff.random import seeded_weights
 from condiff.sampling import DDIM, Grid, Overshoot, Solver
 from condiff.training import Denoising, TrainConfig
 
@@ -56,8 +56,7 @@ class Stage:
         Raises:
             Incompatible: a network that can't be told more, or can't learn what it is taught.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.training.seed)
+        with seeded_weights(self.training.seed):
             out = extended(before, self.conditions) if self.conditions else copy.deepcopy(before)
         if isinstance(self.objective, Taught):
             self.objective.check_student(out)

@@ -38,7 +38,7 @@ from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.metrics import class_accuracy, frechet
 from condiff.networks import MLPConfig, soften
 from condiff.process import Cosine, Gaussian, Level
-from condiff.random import as_source
+from condiff.random import as_source, seeded_weights
 from condiff.sampling import DDPM, ClipX0, Hook, MeanShift, Nudge, SineBoost, SineShare, sample
 from condiff.training import Denoising
 
@@ -151,8 +151,7 @@ def _comparisons(figures: dict[str, list[float]]) -> tuple[Comparison, ...]:
 
 def clean_classifier(x: torch.Tensor, labels: torch.Tensor, seed: int, epochs: int = 30) -> nn.Module:
     """A ReLU network with two hidden layers, trained on clean samples only."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_weights(seed):
         hidden = 128
         net = nn.Sequential(
             nn.Flatten(),

@@ -47,6 +47,7 @@ from condiff.multimodal import Image, Label, Modalities, Modality, MultiModal, M
 from condiff.networks import MLPConfig
 from condiff.process import Discrete, Driven, Process
 from condiff.process.table import table_size
+from condiff.random import seeded_weights
 from condiff.sampling import DDPM, Uniform, sample_modalities
 from condiff.sampling.multimodal import FIRST
 from condiff.training import Denoising, DiscreteTimes, MultiModalDenoising, UniformTimes, train
@@ -192,8 +193,7 @@ def trained(lab: Lab, seed: int, *names: str) -> MTDiffusion:
     told = {"image": Map(x[0].numel()), "label": conditions.Label(10)} if len(names) > 1 else {}
     trunk = MLPConfig(shape=tuple(x.shape[1:]), width=256, depth=4, conditions=told)
     data = TensorData(x, {"label": labels} if "label" in names else {}, range="keep", name="digits")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_weights(seed):
         mt = MTDiffusion(kinds(*names), trunk, CHAIN)
     config = {"steps": lab.steps, "batch": lab.batch, "lr": 2e-3, "warmup": 100, "ema": (0.998,), "seed": seed}
     mt.fit(data, quiet=True, **config)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from condiff.codecs import Codec
 from condiff.conditions import (
     GUIDANCE,
@@ -35,6 +33,7 @@ from condiff.multimodal import MultiModal, Parts
 from condiff.networks import DiTConfig, MLPConfig, TokenTransformerConfig
 from condiff.process import Driven, Joint, Prior, Process
 from condiff.process.categorical import TokenProcess
+from condiff.random import seeded_weights
 from condiff.sampling import Grid, Hook, Solver, Uniform
 from condiff.sampling.joint import join
 from condiff.sampling.loop import as_grid
@@ -141,9 +140,7 @@ class Recipe:
         Raises:
             Incompatible: a process that no denoiser of ``DENOISERS`` is made for, or parts that don't fit.
         """
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with seeded_weights(seed):
             network = self.network.build()
         self._check_endpoint()
         times = as_grid(self.sampler.grid, self.sampler.steps, self.process)

@@ -19,6 +19,7 @@ from condiff.config import read_json
 from condiff.errors import BadFile, BadType, BadValue, Incompatible, require_extra, unknown
 from condiff.fields import checked
 from condiff.files import read_tensors, write_json, write_tensors
+from condiff.random import seeded_weights
 
 WEIGHTS, CONFIG, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
 
@@ -111,8 +112,7 @@ def attach_lora(net: nn.Module, lora: LoRA | None = None, name: str = "default",
         init_lora_weights="gaussian",
     )
     net.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_weights(seed):
         peft.inject_adapter_in_model(config, net, name)
     _in_single(net, name)
     return layers

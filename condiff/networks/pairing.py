@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from condiff.errors import BadValue, Incompatible, unknown
 from condiff.networks.adapters import check_rank
 from condiff.networks.base import zeroed
+from condiff.random import seeded_weights
 
 POSTS = ("fuse", "shared")
 
@@ -117,10 +118,11 @@ class LowRank(nn.Module):
 
     def __init__(self, linear: Any, rank: int, alpha: float | None = None) -> None:
         super().__init__()
-        where = {"device": linear.weight.device, "dtype": torch.promote_types(linear.weight.dtype, torch.float32)}
-        self.lora_A = nn.Linear(linear.in_features, rank, bias=False, **where)
-        self.lora_B = zeroed(nn.Linear(rank, linear.out_features, bias=False, **where))
+        dtype = torch.promote_types(linear.weight.dtype, torch.float32)
+        self.lora_A = nn.Linear(linear.in_features, rank, bias=False, dtype=dtype)
+        self.lora_B = zeroed(nn.Linear(rank, linear.out_features, bias=False, dtype=dtype))
         nn.init.normal_(self.lora_A.weight, std=1.0 / rank)
+        self.to(linear.weight.device)  # drawn on the CPU, so that the seed alone decides
         self.scale = (rank if alpha is None else alpha) / rank
 
     def forward(self, x: Tensor) -> Tensor:
@@ -274,8 +276,7 @@ def add_pair(network: Any, name: str, rank: int = 64, post: str = "fuse", own: b
     sites = sites_of(network)
     if not name or "." in name or any(name in site.exchanges for site in sites.values()):
         raise BadValue(f"the adapter of a pair has a name of its own without dots, got {name!r}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_weights(seed):
         for site in sites.values():
             site.add(name, rank, post, own)
 

@@ -8,7 +8,7 @@ from condiff.errors import BadValue
 from condiff.guidance import Free
 from condiff.process import Cosine, Gaussian, Prediction, Rectified
 from condiff.process.oracles import gaussian
-from condiff.random import Tape
+from condiff.random import Tape, seeded_weights
 from condiff.sampling import DDIM, Euler, Inpaint, PredictorCorrector, sample, trajectory
 
 PROCESS = Gaussian(Cosine())
@@ -103,3 +103,18 @@ def test_gradients_flow_through_the_sampler_when_asked(solver):
     weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(run, (x, weight), eps=1e-6, atol=1e-6)
     assert not sample(Model(weight), solver=solver, grid=[0.9, 0.5], initial=x, seed=3).requires_grad
+
+
+def test_weights_of_a_seed_leave_all_generators_alone(monkeypatch):
+    """torch.manual_seed would seed those of GPUs too, for good."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
+    before, drawn = torch.get_rng_state(), []
+    for seed in (3, 3, 4):
+        with seeded_weights(seed):
+            drawn.append(torch.nn.Linear(4, 4).weight)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(3)
+        with seeded_weights(None):
+            assert torch.equal(torch.nn.Linear(4, 4).weight, drawn[0])
