@@ -149,10 +149,11 @@ class Aligned(nn.Module):
 
 def _stacked(levels: Sequence[Level], rows: int) -> Level:
     """The levels of variables of ``rows`` rows each, as those of the rows of all."""
-    columns = zip(*(level[:-1] for level in levels), strict=True)
+    columns = list(zip(*(level[:-1] for level in levels), strict=True))
+    where = next((v.device for column in columns for v in column if isinstance(v, Tensor)), None)
 
     def per_row(value: Any) -> Tensor:
-        value = torch.as_tensor(value, dtype=torch.float64)
+        value = torch.as_tensor(value, dtype=torch.float64, device=where)
         return value.expand(rows) if value.ndim == 0 else value
 
     return Level._make((*(torch.cat([per_row(v) for v in column]) for column in columns), levels[0].process))

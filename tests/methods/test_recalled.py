@@ -27,7 +27,7 @@ def test_pictures_with_classes(tmp_path, capsys):
     (tmp_path / "cells").rename(tmp_path / "elsewhere")
     assert (drawn(capsys, folder, tmp_path / "b.npz", "--label", "dog", "--num", 2) == before).all()
     assert "cells" in run(capsys, "evaluate", folder, code=2).err
-    assert "unknown class .cow." in run(capsys, "sample", folder, "--label", "cow", code=2).err
+    assert "unknown class 'cow'" in run(capsys, "sample", folder, "--label", "cow", code=2).err
 
 
 def test_arrays_with_conditions_in_their_own_units(tmp_path, capsys):

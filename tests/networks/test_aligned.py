@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import condiff as cd
-from condiff.aligned import Aligned
+from condiff.aligned import Aligned, _stacked
 from condiff.conditions import TiedDropout
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.networks import Tie, add_pair
@@ -115,6 +115,13 @@ def test_it_is_sampled_and_trained_as_joint_states_are():
     losses = cd.training.JointDenoising()(model, batch, 0)
     losses.loss.backward()
     assert losses.per_sample.shape == (4,) and set(losses.parts) == {"x", "y"}
+
+
+def test_a_time_for_all_goes_beside_times_of_rows_on_any_device():
+    process = cd.process.Gaussian(cd.process.Cosine())
+    rows = process.at(torch.tensor([0.1, 0.2], dtype=torch.float64, device="meta"))
+    both = _stacked([process.at(0.3), rows], 2)
+    assert both.t.shape == (4,) and both.t.device.type == both.data.device.type == "meta"
 
 
 def test_it_says_what_it_is():
