@@ -68,7 +68,7 @@ def recipe(facts: Facts, chunk: int | None = None) -> Recipe:
     """The method on clips (F, C, H, W), continued from as many first frames as the data gives.
 
     Args:
-        chunk: frames that are made together; a third of those that aren't given, at most 8, by default.
+        chunk: frames that are made together; about a third of those that aren't given, at most 8, by default.
 
     Raises:
         BadValue: samples that aren't clips, or clips too short to be continued.
@@ -83,7 +83,7 @@ def recipe(facts: Facts, chunk: int | None = None) -> Recipe:
     given = 1 if first is None else first.frames
     if frames <= given:
         raise BadValue(f"clips of {frames} frames have none behind the {given} that are given")
-    chunk = chunk or min(8, max(1, -(-(frames - given) // 3)))
+    chunk = chunk or default_chunk(frames - given)
     dropout = replace(facts, embeddings=conditions).dropout(0.1)
     return Recipe(
         method="ca2-vdm",
@@ -103,6 +103,12 @@ def recipe(facts: Facts, chunk: int | None = None) -> Recipe:
         training=facts.training(),
         sampler=Sampler(solver=DDPM("learned_range"), grid=Spaced("linspace"), steps=100),
     )
+
+
+def default_chunk(frames: int) -> int:
+    """A third of the frames, at most 8; somewhat fewer where whole chunks fill them then."""
+    third = min(8, -(-frames // 3))
+    return next((n for n in range(third, third // 2, -1) if frames % n == 0), third)
 
 
 def network(shape: tuple[int, ...], conditions: dict[str, Any]) -> VideoTransformerConfig:

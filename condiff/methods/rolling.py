@@ -13,7 +13,7 @@ from condiff.video import Rollout
 def rollout(
     denoiser: Denoises, recipe: Recipe, sampler: Sampler | None = None, *, context: str = "cached", **changes: Any
 ) -> Rollout:
-    """The rollout of a recipe's objective: its chunks behind at most the longest prefix that was learnt.
+    """The rollout of a recipe's objective: chunks behind at most the longest prefix that was learnt with a whole one.
 
     Args:
         denoiser: a trained one, or guided.
@@ -22,9 +22,11 @@ def rollout(
     """
     objective, sampler = recipe.objective, sampler or recipe.sampler
     assert isinstance(objective, PrefixDenoising)
+    lengths = objective.lengths
+    whole = [given for given in lengths.choices if given + lengths.chunk <= lengths.frames]
     how: dict[str, Any] = {
-        "chunk": objective.lengths.chunk,
-        "max_context": objective.lengths.choices[-1],
+        "chunk": lengths.chunk,
+        "max_context": max(whole, default=lengths.given),
         "solver": sampler.solver,
         "grid": sampler.grid,
         "steps": sampler.steps,

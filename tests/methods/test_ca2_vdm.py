@@ -199,3 +199,22 @@ def test_data_that_are_no_clips_are_refused():
         ca2_vdm.recipe(Facts((1, 8, 8)))
     with pytest.raises(BadValue, match="none behind"):
         ca2_vdm.recipe(Facts((1, 1, 8, 8)))
+
+
+@pytest.mark.parametrize(("frames", "given"), [(9, 1), (13, 1), (17, 1), (17, 4), (18, 1), (33, 1), (3, 2)])
+def test_clips_of_any_length_fit_into_the_positions_that_were_learnt(frames, given):
+    """Nothing that training accepts is refused by the rollout afterwards."""
+    recipe = ca2_vdm.recipe(Facts.of(bouncing_ball(2, frames=frames, side=16, given=given)))
+    roll = rollout(recipe.denoiser(seed=0), recipe, steps=2)
+    lengths = recipe.objective.lengths
+    assert roll.chunk + roll.max_context <= frames
+    assert roll.max_context in lengths.choices
+    assert roll.chunk >= min(8, (frames - given) / 3) / 2
+    if frames == 17 and given == 1:
+        assert lengths.choices == (1, 5, 9, 13)
+
+
+def test_a_chunk_that_clips_cut_short_is_not_counted_into_the_context():
+    recipe = ca2_vdm.recipe(Facts.of(bouncing_ball(2, frames=17, side=16, given=1)), chunk=6)
+    assert recipe.objective.lengths.choices == (1, 7, 13)
+    assert rollout(recipe.denoiser(seed=0), recipe, steps=2).max_context == 7
