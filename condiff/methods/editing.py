@@ -87,12 +87,12 @@ def of_run(folder: Path, request: Request) -> Editor:
     number = lambda name: torch.tensor([class_number(name, run.data.classes)])
     label = lambda name: as_conditions({"label": number(name)}, denoiser.kinds, device)
     grid = as_grid(run.recipe.sampler.grid, request.steps, denoiser.process)
-    grid = torch.cat([grid[:1].clamp(max=BEFORE_NOISE), grid[1:]])  # pure noise holds nothing to come back from
+    grid = torch.cat([grid[:1].clamp(max=BEFORE_NOISE), grid[grid < min(BEFORE_NOISE, float(grid[0]))]])
     codec = run.recipe.build_codec(device)
     return Editor(denoiser, codec, grid, x, label(request.source), label(request.target))
 
 
-BEFORE_NOISE = 0.99
+BEFORE_NOISE = 0.99  # pure noise holds nothing to come back from: an inversion ends here
 AT_ONCE = 16  # pictures that go through the network together
 
 
@@ -122,6 +122,8 @@ def run_edit(model: Path, request: Request, out: Path) -> dict[str, Any]:
         raise BadValue(f"--source and --target are both {request.source!r}: nothing would change")
     if out.suffix.lower() != ".png":
         raise BadValue(f"--out must end in .png, got {out.name!r}")
+    if not 0.0 <= request.keep_below <= 1.0:
+        raise BadValue(f"--keep-below is a time from 0 to 1, got {request.keep_below:g}")
     for path in (out, out.with_suffix(".json")):
         if path.exists() and not request.overwrite:
             raise BadFile(f"{path} exists already: choose another --out, or say --overwrite")

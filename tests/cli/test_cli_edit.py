@@ -44,6 +44,7 @@ def test_a_digit_becomes_another_and_the_way_back_is_told(trained, picture, tmp_
         (["--source", "3", "--target", "cat"], "unknown class"),
         (["--source", "3", "--target", "8", "--out", "x.jpg"], "must end in .png"),
         (["--source", "3", "--target", "8", "--quantile", "2"], "quantile"),
+        (["--source", "3", "--target", "8", "--keep-below", "3"], "from 0 to 1"),
     ],
 )
 def test_what_is_refused(trained, picture, capsys, words, said):
@@ -57,6 +58,11 @@ def test_what_is_there_already_stays(trained, picture, tmp_path, capsys):
     assert (tmp_path / "eight.json").read_text() == "mine" and not (tmp_path / "eight.png").exists()
     run(capsys, "edit", trained, picture, *words, "--overwrite")
     assert json.loads((tmp_path / "eight.json").read_text())["pictures"] == 1
+
+
+def test_more_steps_than_there_are_hundredths(trained, picture, tmp_path, capsys):
+    words = ("--source", 3, "--target", 8, "--steps", 200, "--iterations", 0, "--out", tmp_path / "b.png", "--json")
+    assert json.loads(run(capsys, "edit", trained, picture, *words).out)["calls"] in (197, 198)
 
 
 def test_many_pictures_go_through_in_parts(trained, tmp_path, capsys, monkeypatch):
