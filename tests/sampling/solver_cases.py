@@ -33,8 +33,8 @@ STOCHASTIC = [
 ]  # fmt: skip
 ALL = DETERMINISTIC + STOCHASTIC
 SINGLE_LINE = [  # exact where all data are one point
-    DDIM(), DDIM(eta=0.7), DDPM(), Overshoot(), Consistency(), DPMSolverPP(1), DPMSolverPP(3), DPMSolverPP(3, noise=1.0),
-    UniPC(3), UniPC(2, "bh1"), Heun(), DPMSolver(3), UniPC(2, predict="noise"),
+    DDIM(), DDIM(eta=0.7), DDPM(), Overshoot(), Consistency(), DPMSolverPP(1), DPMSolverPP(3),
+    DPMSolverPP(3, noise=1.0), UniPC(3), UniPC(2, "bh1"), Heun(), DPMSolver(3), UniPC(2, predict="noise"),
 ]  # fmt: skip
 each = lambda name, solvers: pytest.mark.parametrize(name, solvers, ids=str)
 
