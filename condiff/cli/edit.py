@@ -87,6 +87,7 @@ class Edit:
             show_json(facts)
         else:
             worst = min(facts["round_trip_psnr"])
-            note(f"{facts['pictures']} from {self.source} to {self.target}; the way back meets them at {worst:.1f} dB")
-            note(f"written: {facts['out']}")
+            num = facts["pictures"]
+            what = f"{num} picture{'' if num == 1 else 's'}, {self.source} to {self.target}: {facts['out']}"
+            note(f"{what}\nsampled back as {self.source}, PSNR to what was given: {worst:.1f} dB at the least")
         return 0

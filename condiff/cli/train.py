@@ -39,7 +39,7 @@ class Train:
     """
 
     source: Source = None
-    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, volumes, video, text, series, arrays, hub, ..."""
+    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, volumes, video, text, series, arrays, hub."""
 
     data: Several = ()
     """Folder, file or Hub name; twice for pairs (degraded, then clean) and unpaired (source, then target)."""
@@ -211,6 +211,7 @@ def carry_out(run: Any, *, dry_run: bool, json: bool) -> int:
             note(f"stopped after {where}: condiff train --resume {run.folder} continues", quiet=json)
         return status.exit_code
     if first:
+        note(f"\nsampling and evaluating (cut short, condiff evaluate {run.folder} does it again)", quiet=json)
         metrics = run.finish()
         show_json(metrics) if json else note(summary(metrics, run.folder))
     return 0

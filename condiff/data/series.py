@@ -208,7 +208,8 @@ def _regular(name: str, stamps: Any, column: Any, freq: str, gaps: bool) -> Seri
     if len(whole) > len(stamps) and not gaps:
         absent = whole[~whole.isin(stamps)]
         raise BadValue(
-            f"{name}: {len(absent)} timestamps are absent, the first {absent[0]}: declare them with gaps=True"
+            f"{name}: {len(absent)} timestamps are absent, the first {absent[0]}: declare them with gaps=True "
+            "(--option gaps=true)"
         )
     full = np.full(len(whole), np.nan)
     full[place] = values
@@ -242,7 +243,7 @@ def _checked(series: Series, gaps: bool) -> Series:
         first = series.times(int(np.argmax(missing)), 1)[0]
         raise BadValue(
             f"{series.item}: {int(missing.sum())} values are missing, the first at {first}: declare them with "
-            "gaps=True, fill them, or leave the series out"
+            "gaps=True (--option gaps=true), fill them, or leave the series out"
         )
     if missing.all():
         raise BadValue(f"{series.item}: nothing is observed")

@@ -35,7 +35,8 @@ def split_indices(n: int, held_out: float, seed: int = 0, labels: Tensor | None 
     is_held = torch.zeros(n, dtype=torch.bool)
     is_held[torch.cat(held)] = True
     if not is_held.any() or is_held.all():
-        raise BadValue(f"held_out={held_out} of {n} rows leaves one part empty")
+        least = f"{int(0.5 / held_out) + 1} or more" + (" of a class" if labels is not None else "")
+        raise BadValue(f"held_out={held_out} of {n} rows leaves one part empty: {least} are needed")
     return torch.nonzero(~is_held).flatten(), torch.nonzero(is_held).flatten()
 
 

@@ -33,7 +33,8 @@ def choose_labels(data: Data, wanted: Sequence[str], num: int) -> Tensor | None:
     """
     if not data.classes:
         if wanted:
-            raise BadValue("the run has no classes: leave --label out")
+            made = isinstance(data.shape, dict) and "label" in data.shape  # beside the samples, not told
+            raise BadValue(f"the run has no classes: leave --label out{', or say --known label=CLASS' if made else ''}")
         return None
     pool = torch.tensor([class_number(name, data.classes) for name in wanted] or list(range(len(data.classes))))
     return pool[torch.arange(num) % len(pool)]

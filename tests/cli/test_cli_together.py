@@ -124,7 +124,8 @@ def test_features_in_an_archive_are_generated_beside(capsys, tmp_path):
 REFUSED = [
     (("--known", "lable=3"), "label"),
     (("--known", "label=eleven"), "class"),
-    (("--known", "label"), "NAME=VALUE"),
+    (("--known", "label"), "NAME=VALUE, such as"),
+    (("--label", "3"), "--known label=CLASS"),
     (("--known", "label=3", "--out", "x.gif"), ".png"),
 ]
 

@@ -127,7 +127,9 @@ class Together(Kind):
         view, classes, others = _view(run.data), [], []
         for word in words:
             name, equals, text = word.partition("=")
-            if not equals or name not in view.kinds:
+            if not equals:
+                raise BadValue(f"--known takes NAME=VALUE, such as {next(iter(view.kinds))}=..., got {word!r}")
+            if name not in view.kinds:
                 raise unknown("modality (--known NAME=VALUE)", name, view.kinds)
             (classes if name == LABEL else others).append(text if name == LABEL else word)
         told = given.read(others, view, run.request.options)

@@ -84,7 +84,8 @@ class SeriesWindows(Kind):
         return SHOWN
 
     def show(self, made: Drawing, stem: Path, run: OfRun) -> Path | None:
-        real = run.heldout.batch(range(min(REAL, len(run.heldout))))["x"]
+        rows = torch.linspace(0, len(run.heldout) - 1, min(REAL, len(run.heldout))).long()  # neighbours look alike
+        real = run.heldout.batch(rows)["x"]
         return figures.series(made.x[:SHOWN, :, :1], stem.with_name(f"{stem.name}.png"), real=real[..., :1])
 
     # ``condiff sample``
