@@ -93,6 +93,7 @@ def invert(
     steps: int | None = None,
     grid: Grid | Sequence[float] | Tensor | None = None,
     hooks: Sequence[Hook] = (),
+    grad: bool = False,
 ) -> Inversion:
     """Walk the sampling grid backwards, from ``x`` at its last time to its first.
 
@@ -104,6 +105,7 @@ def invert(
         x: clean data (or the state at the grid's last time), (B, ...).
         solver: one that draws no noise.
         steps, grid: the *sampling* grid, from noise to data.
+        grad: keep the graph of all evaluations.
 
     Raises:
         Incompatible: a stochastic solver, a joint state, tokens.
@@ -122,7 +124,8 @@ def invert(
         raise BadValue("invert takes the sampling grid, from noise to data: its times must decrease")
     wrapped = AtData(denoiser)
     path, nfe = [x], 0
-    for step in trajectory(wrapped, x, solver=solver, cond=cond, grid=times, rng=0, hooks=hooks):
-        path.append(step.x_s)
-        nfe = step.nfe
+    with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+        for step in trajectory(wrapped, x, solver=solver, cond=cond, grid=times, rng=0, hooks=hooks):
+            path.append(step.x_s)
+            nfe = step.nfe
     return Inversion(times, path, nfe - wrapped.spared)

@@ -95,3 +95,19 @@ def test_rows_that_start_at_levels_of_their_own(kind):
         for i, column in enumerate(columns):
             alone = invert(Says(), x[i : i + 1], solver=solver, grid=column).latent
             torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-11, atol=1e-11)
+
+
+def test_no_graph_is_kept_unless_it_is_asked_for():
+    """The path of a network with weights would hold every evaluation in memory."""
+    model, weight = oracle(), torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    class Weighted:
+        process, shape = model.process, model.shape
+
+        def __call__(self, x, t, cond=None):
+            said = model(x, t, cond)
+            return Prediction(x, said.level, {"x0": weight * said.x0})
+
+    x = model.sample(2, rng=0, dtype=torch.float64)
+    assert not invert(Weighted(), x, solver=DDIM(), steps=3).latent.requires_grad
+    assert invert(Weighted(), x, solver=DDIM(), steps=3, grad=True).latent.requires_grad
