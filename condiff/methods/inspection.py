@@ -51,9 +51,15 @@ def _folder(path: Path) -> dict[str, Any]:
         return describe_folder(LocalFolder(path))
     steps = sorted(int(p.name.removeprefix("step-")) for p in (path / "checkpoints").glob("step-*"))
     facts: dict[str, Any] = {"run": str(path), "finished": (path / "model.safetensors").is_file(), "checkpoints": steps}
+    if facts["finished"]:
+        facts["parameters"] = read_header(path / "model.safetensors").parameters
     if (path / "metrics.json").is_file():
-        facts["metrics"] = read_json(path / "metrics.json")
-    return {**facts, **_known(config)}
+        found = read_json(path / "metrics.json").items()
+        facts["metrics"] = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found}
+    known = _known(config)
+    if "recipe" in known:
+        known.pop("denoiser", None)  # the same again
+    return {**facts, **known}
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:

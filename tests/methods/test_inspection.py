@@ -158,3 +158,13 @@ def test_without_a_connection_the_line_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(BadFile, match="the Hub could not be"):
         describe("someone/model")
+
+
+def test_a_run_tells_its_parameters_and_each_thing_once(tmp_path, capsys):
+    from tests.cli.terminal import TINY, run
+
+    run(capsys, "train", "digits", "--out", tmp_path / "run", "--steps", 3, *TINY)
+    facts = describe(tmp_path / "run")
+    model = read_header(tmp_path / "run" / "model.safetensors")
+    assert facts["parameters"] == model.parameters > 0 and facts["finished"]
+    assert "recipe" in facts and "denoiser" not in facts
