@@ -299,6 +299,8 @@ def read_run(folder: Path) -> tuple[Path, dict[str, Any]]:
     if not (folder / "config.json").is_file():
         raise BadFile(f"{folder} isn't a run: there is no such file: {folder / 'config.json'}")
     config = read_json(folder / "config.json")
+    if "tie" in config:
+        raise BadFile(f"{folder} is a run tied to another: draw from it with `condiff companions {folder}`")
     if "recipe" not in config or "request" not in config:
         raise BadFile(f"{folder} holds a model, not a run of `condiff train`: there is no recipe in its config.json")
     return folder, config

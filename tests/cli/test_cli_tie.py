@@ -99,6 +99,10 @@ def test_the_run_holds_the_adapter_alone(tied):
     assert (tied / "model.safetensors").stat().st_size < base
 
 
+def test_sample_names_the_command_for_it(capsys, tied):
+    assert "condiff companions" in run(capsys, "sample", tied, code=2).err
+
+
 def test_bad_input(capsys, tied, tmp_path):
     new = pictures(tmp_path / "new", 2, count=2)
     both = ["--known", f"outline={new}", "--known", f"image={new}"]
