@@ -25,8 +25,10 @@ class AsVariables:
         BadValue: fewer than two variables, a name that the data doesn't have, one thing under two names.
 
     Example:
-        >>> pairs = AsVariables(data, image="x", depth="depth")
-        >>> pairs.batch(range(8))["x"]["depth"]
+        >>> import torch; from condiff.data import TensorData
+        >>> scans = TensorData(torch.zeros(8, 1, 4, 4), {"depth": torch.zeros(8, 1, 4, 4)})
+        >>> AsVariables(scans, image="x", depth="depth").batch(range(3))["x"]["depth"].shape
+        torch.Size([3, 1, 4, 4])
     """
 
     def __init__(self, data: Data, **names: str) -> None:

@@ -7,6 +7,7 @@ import secrets
 import socket
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +133,9 @@ def serve(
         say(f"{source.about()['title']}: {url}  (Ctrl-C stops)")
         if browse:
             webbrowser.open(url)
-        try:
+        with suppress(KeyboardInterrupt):  # which uvicorn hands on when it has stopped, unless signals are ignored
             server.run(sockets=[bound])
-        except KeyboardInterrupt:  # which uvicorn hands on when it has stopped
-            say("stopped")
+        say("stopped")
 
 
 def _server(uvicorn: Any, app: Any, limits: Limits) -> Any:
