@@ -25,7 +25,7 @@ it can only make reconstruction worse, which the comparison shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,8 +40,7 @@ from condiff.methods.recipe import Recipe, Sampler
 from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.metrics import psnr
 from condiff.process import Discrete, Gaussian
-from condiff.sampling import DDIM, ImplicitDDIM, Inversion, KeepPath, Spaced, TowardsReference, invert, sample
-from condiff.sampling.loop import Times
+from condiff.sampling import DDIM, Grid, ImplicitDDIM, Inversion, KeepPath, Spaced, TowardsReference, invert, sample
 from condiff.training import Denoising, UniformTimes
 
 GRID = Spaced("leading", last="first")  # of released models: the data stand at the first tabulated level
@@ -53,7 +52,7 @@ def invert_dual(
     cond: Mapping[str, Any],
     *,
     steps: int | None = None,
-    grid: Times = None,
+    grid: Grid | Sequence[float] | Tensor | None = None,
     length: float = 1.0,
     rms: bool = False,
     solver: ImplicitDDIM = ImplicitDDIM(),
