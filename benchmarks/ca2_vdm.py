@@ -74,7 +74,7 @@ def memory(both: dict[str, Rollout], first: torch.Tensor, chunks: int) -> dict[s
         for _ in range(chunks):
             out[name].append(peak(roll.advance, first.device) / MIB)
             if name == "cached":
-                out["cache"].append(roll.context.bytes / MIB)
+                out["cache"].append(roll.context.nbytes / MIB)
     return out
 
 

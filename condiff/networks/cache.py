@@ -40,7 +40,7 @@ class KVQueue:
         return 0 if kept is None else kept[0].shape[self.axis]
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Memory of all keys and values."""
         return sum(t.numel() * t.element_size() for pair in self._kept if pair is not None for t in pair)
 
@@ -130,9 +130,9 @@ class FrameCache:
         return self.temporal.length
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Memory of both queues."""
-        return self.temporal.bytes + self.reference_queue.bytes
+        return self.temporal.nbytes + self.reference_queue.nbytes
 
     # Writing
 
@@ -233,5 +233,5 @@ class FrameCache:
     def __repr__(self) -> str:
         return (
             f"FrameCache({self.length} of {self.max_frames or 'any number of'} frames, {self.count} written, "
-            f"{self.rows or 0} rows, {self.layers} layers, {self.bytes / 2**20:.1f} MiB)"
+            f"{self.rows or 0} rows, {self.layers} layers, {self.nbytes / 2**20:.1f} MiB)"
         )

@@ -66,7 +66,7 @@ class Context(Guided):
         """Frames that are known."""
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Memory of what is kept between calls."""
         return 0
 
@@ -112,8 +112,8 @@ class Cached(Context):
         return 0 if self.cache is None else self.cache.length
 
     @property
-    def bytes(self) -> int:
-        return 0 if self.cache is None else self.cache.bytes
+    def nbytes(self) -> int:
+        return 0 if self.cache is None else self.cache.nbytes
 
 
 @dataclass(eq=False, repr=False)

@@ -199,7 +199,7 @@ class Rollout:
         context = self.context
         return (
             f"Rollout(chunks of {self.chunk} frames, {context.length} of at most {self.max_context} known "
-            f"({type(context).__name__}, {context.bytes / 2**20:.2f} MiB), {context.count} written)"
+            f"({type(context).__name__}, {context.nbytes / 2**20:.2f} MiB), {context.count} written)"
         )
 
 

@@ -49,11 +49,11 @@ def test_a_queue_appends_evicts_and_takes_back():
     for layer in range(2):
         queue.append(layer, torch.arange(3.0)[None, :, None], torch.zeros(1, 3, 1))
         queue.append(layer, torch.arange(3.0, 5.0)[None, :, None], torch.zeros(1, 2, 1))
-    assert queue.length == 5 and queue.bytes == 2 * 2 * 5 * 4
+    assert queue.length == 5 and queue.nbytes == 2 * 2 * 5 * 4
     queue.evict(4)
     queue.truncate(2)
     assert queue.read(1)[0].flatten().tolist() == [1.0, 2.0]
-    assert queue.bytes == 2 * 2 * 2 * 4 and queue.read(0)[0].untyped_storage().nbytes() == 8  # nothing else is kept
+    assert queue.nbytes == 2 * 2 * 2 * 4 and queue.read(0)[0].untyped_storage().nbytes() == 8  # nothing else is kept
     queue.clear()
     with pytest.raises(BadValue, match="empty"):
         queue.read(0)
@@ -65,7 +65,7 @@ def test_frames_are_counted_apart_from_those_that_are_held():
     cache.truncate(3)
     assert (cache.length, cache.count) == (1, 3) and held(cache) == [2.0]
     cache.clear()
-    assert (cache.length, cache.count, cache.bytes, cache.rows) == (0, 0, 0, None)
+    assert (cache.length, cache.count, cache.nbytes, cache.rows) == (0, 0, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_it_holds_no_more_memory_than_it_says():
             network.write(torch.randn(2, frames, 1, 8, 8), torch.zeros(2), None, cache)
             pairs = [pair for queue in (cache.temporal, cache.reference_queue) for pair in map(queue.read, range(2))]
             storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for pair in pairs for t in pair}
-            assert sum(storages.values()) == cache.bytes
+            assert sum(storages.values()) == cache.nbytes
 
 
 def test_a_pass_that_broke_off_leaves_the_cache_as_it_was():
