@@ -11,7 +11,6 @@ dimensions whose densities are known, at equal numbers of steps.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 import warnings
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sampling_overhead import hardware
+from sampling_overhead import hardware, keep
 from torch import Tensor
 
 from condiff import oracles
@@ -153,9 +152,7 @@ def main() -> None:
         "cost": rows,
         "rmse": errors,
     }
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {args.json}")
+    keep(result, args.json)
 
 
 if __name__ == "__main__":

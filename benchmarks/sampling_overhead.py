@@ -187,6 +187,13 @@ def measure(method: str, shape: tuple[int, ...], steps: int, rounds: int) -> dic
     return {name: {"loop": round(a, 1), "all": round(b, 1)} for name, (a, b) in best.items()}
 
 
+def keep(result: dict, path: Path) -> None:
+    """Write a benchmark's figures, and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {path}")
+
+
 def hardware() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -230,9 +237,7 @@ def main() -> None:
         "rounds": args.rounds,
         "rows": rows,
     }
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {args.json}")
+    keep(result, args.json)
 
 
 if __name__ == "__main__":

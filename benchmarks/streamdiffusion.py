@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sampling_overhead import hardware
+from sampling_overhead import hardware, keep
 from torch import Tensor
 
 import condiff as cd
@@ -129,9 +129,7 @@ def main() -> None:
         "frames": args.frames,
         "rows": rows,
     }
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {args.json}")
+    keep(result, args.json)
 
 
 if __name__ == "__main__":

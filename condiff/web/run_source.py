@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from condiff import __version__
+from condiff.conditions import BELONGING
 from condiff.data import Framing, Recalled
 from condiff.denoiser import device_of
 from condiff.errors import BadValue, unknown
@@ -33,7 +34,6 @@ from condiff.web.worker import Job
 BATCH = 256  # rows a network call, as `condiff sample` has them
 MOST_AT_FIRST, MOST_POINTS = 16, 64  # samples that a form begins with, and samples that are points
 SEEN = 256  # held-out rows that a condition's range is read from
-FIXED = ("endpoint", "observation", "known")  # kinds that guidance can't leave out
 PICTURES = ("map", "endpoint")
 
 
@@ -69,7 +69,7 @@ class RunSource(Source):
         names = {"solver", "steps", "seed", "num"}
         names |= {"labels"} if self.data.classes else set()
         names |= {"conditions"} if set(self.example) - {"label"} else set()
-        names |= {"guidance"} if any(kind not in FIXED for kind in self.data.kinds.values()) else set()
+        names |= {"guidance"} if any(kind not in BELONGING for kind in self.data.kinds.values()) else set()
         names |= {"temperature", "top_k", "top_p"} if self.data.vocab is not None else set()
         return names | ({"prefix", "suffix"} if self.text else set())
 
