@@ -22,6 +22,7 @@ from condiff.errors import Incompatible
 from condiff.interop.export import time_of
 from condiff.interop.schedulers import process_of
 from condiff.process import Level, Prediction
+from condiff.process.algebra import match
 
 NAMES = ("pred_cond", "pred_uncond")  # with the conditions, and without
 
@@ -37,11 +38,12 @@ class TwoAnswers:
         self.asked: set[str] = set()
 
     def __call__(self, x_t: Tensor, t: Any, cond: Any = None) -> Prediction:
-        keep = cond["prompt"].keep
-        rows = [NAMES[0]] * len(x_t) if keep is None else [NAMES[0 if kept else 1] for kept in keep.tolist()]
-        self.asked |= set(rows)
-        batch = len(next(iter(self.said.values())))
-        out = torch.stack([self.said[name][i % batch] for i, name in enumerate(rows)])
+        keep = cond["prompt"].kept()
+        names = [name for name, needed in zip(NAMES, (bool(keep.any()), not bool(keep.all())), strict=True) if needed]
+        self.asked |= set(names)
+        copies = len(x_t) // len(next(iter(self.said.values())))
+        parts = [torch.cat([self.said[name]] * copies) for name in names]
+        out = parts[0] if len(parts) == 1 else torch.where(match(keep, parts[0]).bool(), *parts)
         return Prediction(x_t, self.process.at(t), {self.target: out})
 
 
