@@ -1,5 +1,6 @@
 """``condiff stream`` as a user types it: files in, files out; a camera that isn't there."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_bad_options_are_a_line_and_exit_code_2(capsys, place, options, message)
 
 def test_a_camera_until_there_are_enough_frames(capsys, place, monkeypatch):
     def pictures(number):
-        for i in range(number, 1000):
+        for i in itertools.count(number):  # a camera never ends by itself, however slow the model is
             yield Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30), dtype=np.uint8))
 
     monkeypatch.setattr(streaming, "camera", pictures)
