@@ -20,6 +20,7 @@ class FakeHub:
         self.repos: dict[str, dict[str, bytes]] = {}
         self.private: set[str] = set()
         self.downloaded: list[str] = []
+        self.listed = 0  # how often somebody asked which files a repository has
 
 
 def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
@@ -51,6 +52,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if name not in hub.repos:
                 return self.missing("RepoNotFound")
             files = hub.repos[name]
+            hub.listed += api
             if api and words[4:5] == ["tree"]:
                 listed = [{"type": "file", "path": p, "size": len(c), "oid": COMMIT} for p, c in files.items()]
                 return self.answer(listed)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class LocalFolder:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A repository of models on the Hub, such as "stabilityai/sdxl-turbo".
+    """A repository of models on the Hub, such as "stabilityai/sdxl-turbo", whose files are listed once.
 
     Args:
         name: owner/name.
@@ -86,13 +87,17 @@ class HubRepository:
 
     def files(self) -> dict[str, int]:
         """Sizes in bytes by name, "unet/config.json"."""
+        return dict(self._listed)
+
+    @cached_property
+    def _listed(self) -> dict[str, int]:
         with explained(self.name):  # the listing call would try again for half a minute where nothing answers
             said = hub().model_info(self.name, revision=self.revision, files_metadata=True, timeout=10)
         return {file.rfilename: file.size or 0 for file in said.siblings or ()}
 
     def json(self, name: str) -> Any:
         """The content of a JSON file."""
-        size = self.files().get(name, 0)
+        size = self._listed.get(name, 0)
         if size > MOST_JSON:
             raise BadFile(f"{name} of {self.name} has {size} bytes, more than a configuration")
         with explained(self.name):

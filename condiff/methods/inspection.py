@@ -56,15 +56,13 @@ def _folder(path: Path) -> dict[str, Any]:
     if (path / "metrics.json").is_file():
         found = read_json(path / "metrics.json").items()
         facts["metrics"] = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found}
-    known = _known(config)
-    if "recipe" in known:
-        known.pop("denoiser", None)  # the same again
-    return {**facts, **known}
+    return {**facts, **_known(config)}
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:
-    """What config.json of a run, a model or a codec says."""
-    return {k: config[k] for k in ("recipe", "denoiser", "codec", "data", "versions") if k in config}
+    """What config.json of a run, a model or a codec says; a run's recipe says what its denoiser is."""
+    first = "recipe" if "recipe" in config else "denoiser"
+    return {k: config[k] for k in (first, "codec", "data", "versions") if k in config}
 
 
 def _sizes(path: Path) -> dict[str, int]:

@@ -143,6 +143,13 @@ def test_the_weights_of_a_repository_are_told_by_their_header(hub, tmp_path):
     assert describe("someone/adapter")["ranks"] == [2]
 
 
+def test_a_repository_is_listed_once(hub):
+    hub.repos["someone/configs"] = {"a.json": b"[1]", "b.json": b"[2]"}
+    place = HubRepository("someone/configs")
+    assert list(place.files()) == ["a.json", "b.json"] and place.json("a.json") == [1] and place.json("b.json") == [2]
+    assert hub.listed == 1
+
+
 def test_what_is_not_there_is_said(hub, tmp_path):
     with pytest.raises(BadFile, match="no repository nobody/nothing"):
         describe("nobody/nothing")
@@ -168,3 +175,9 @@ def test_a_run_tells_its_parameters_and_each_thing_once(tmp_path, capsys):
     model = read_header(tmp_path / "run" / "model.safetensors")
     assert facts["parameters"] == model.parameters > 0 and facts["finished"]
     assert "recipe" in facts and "denoiser" not in facts
+
+
+def test_a_shared_run_tells_each_thing_once_too(hub, tmp_path):
+    config = {"format": 1, "recipe": {"method": "cfg"}, "denoiser": {"part": "Denoiser"}, "data": {"name": "digits"}}
+    hub.repos["someone/run"] = {"config.json": json.dumps(config).encode()}
+    assert set(describe("someone/run")) == {"run", "recipe", "data"}
