@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,12 @@ class Series:
     def times(self, first: int = 0, count: int | None = None) -> Any:
         """Timestamps (a DatetimeIndex) of ``count`` values from the given one on; they may lie behind the last."""
         pandas = require_extra("pandas", "series")
-        stop = len(self) if count is None else first + count
-        return pandas.date_range(self.start, periods=stop, freq=self.freq)[first:]
+        count = len(self) - first if count is None else count
+        offset = pandas.tseries.frequencies.to_offset(self.freq)
+        if isinstance(offset, pandas.tseries.offsets.Tick):  # pandas works these out at once
+            return pandas.date_range(self.start, periods=first + count, freq=offset)[first:]
+        start = offset.rollforward(self.start) + first * offset  # others it walks, one by one
+        return pandas.date_range(start, periods=count, freq=offset)
 
     def cut(self, first: int, last: int | None = None) -> Series:
         """The values from ``first`` to before ``last``."""
@@ -188,7 +193,6 @@ def _stamps(frame: Any, time: str | None, item: str | None, start: str | None, f
 
 def _regular(name: str, stamps: Any, column: Any, freq: str, gaps: bool) -> Series:
     """One column as a series, its absent timestamps filled with NaN when gaps are allowed."""
-    pandas = require_extra("pandas", "series")
     try:
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     except (ValueError, TypeError) as error:
@@ -199,7 +203,7 @@ def _regular(name: str, stamps: Any, column: Any, freq: str, gaps: bool) -> Seri
     if not later.all():
         i = int(np.argmin(later))
         raise BadValue(f"{name}: timestamps must increase, but {stamps[i + 1]} follows {stamps[i]}")
-    whole = pandas.date_range(stamps[0], stamps[-1], freq=freq)
+    whole = _whole(stamps[0], stamps[-1], freq)
     place = whole.get_indexer(stamps)
     if (place < 0).any():
         raise BadValue(
@@ -214,6 +218,12 @@ def _regular(name: str, stamps: Any, column: Any, freq: str, gaps: bool) -> Seri
     full = np.full(len(whole), np.nan)
     full[place] = values
     return Series(name, stamps[0], freq, full)
+
+
+@lru_cache(maxsize=16)
+def _whole(start: Any, end: Any, freq: str) -> Any:
+    """All timestamps from the first to the last: of the series of a table they are often the same."""
+    return require_extra("pandas", "series").date_range(start, end, freq=freq)
 
 
 def _of_entry(entry: Any, i: int, freq: str) -> Series:

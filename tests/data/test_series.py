@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from condiff.data import Windows, WindowSpec, missing, open_data, read_series, season_of, series, split
+from condiff.data import Series, Windows, WindowSpec, missing, open_data, read_series, season_of, series, split
 from condiff.data.series import entries
 from condiff.data.windows import features, gather, known, padded
 from condiff.errors import BadFile, BadType, BadValue
@@ -74,6 +74,18 @@ def test_entries_of_every_frequency_come_back(freq):
         np.testing.assert_array_equal(one.values, other.values)
 
 
+@pytest.mark.parametrize("freq", ["h", "D", "B", "2B", "W", "3W", "W-WED", "MS", "2MS", "ME", "QS", "15min", "2D"])
+def test_timestamps_of_any_part_are_those_of_the_whole(freq):
+    """Also of a start that no value of the frequency lies at: the first one is the next that does."""
+    for start in ("2024-01-01", "2024-01-06", "2024-02-29"):
+        one = Series("a", pd.Timestamp(start), freq, np.zeros(40))
+        whole = pd.date_range(start, periods=70, freq=freq)
+        for first, count in ((0, None), (0, 1), (7, 1), (39, None), (40, 30)):
+            found = one.times(first, count)
+            assert found.equals(whole[first : 40 if count is None else first + count]) and found.freq == whole.freq
+        assert one.cut(9).start == whole[9]
+
+
 def test_tables_without_timestamps_need_a_start(tmp_path):
     path = tmp_path / "rates.txt.gz"
     with gzip.open(path, "wt") as file:
@@ -125,7 +137,7 @@ def nan_inside():
         (lambda: series(wide(), "h", 3.5), BadType, "number of steps"),
         (lambda: Windows(read_series(wide(), "h"), SPEC, told="all"), BadValue, "unknown history"),
         (lambda: Windows(read_series(wide(freq="D"), "D"), SPEC), BadValue, "frequency D, the windows h"),
-        (lambda: Windows(read_series(wide(16), "h"), SPEC).cut(0.1), BadValue, "no window to train"),
+        (lambda: Windows(read_series(wide(16), "h"), SPEC).cut(0.1), BadValue, "5 steps of a .* need 6"),
         (lambda: missing("upwards", 5), BadValue, "unknown pattern"),
         (lambda: missing("end", 5, share=1.0), BadValue, "share"),
     ],
