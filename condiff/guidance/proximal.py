@@ -24,6 +24,7 @@ from condiff.guidance.guided import (
     strength,
 )
 from condiff.process import Prediction
+from condiff.process.algebra import row_quantile
 from condiff.process.algebra import scale as scaled
 
 MODES = ("soft", "hard")
@@ -84,7 +85,7 @@ class Proximal(Guided):
     def shrunk(self, difference: Tensor) -> tuple[Tensor, Tensor]:
         """``(S_q(difference), q)``, with q (B,)."""
         size = difference.abs()
-        q = torch.quantile(size.flatten(1).double(), self.quantile, dim=1).to(size.dtype)
+        q = row_quantile(size.flatten(1), self.quantile)
         limit = q.reshape(-1, *(1,) * (difference.ndim - 1))
         kept = difference if self.mode == "hard" else difference.sign() * (size - limit)
         return torch.where(size > limit, kept, 0.0), q

@@ -53,6 +53,14 @@ def rms(x: Tensor) -> Tensor:
     return x.flatten(1).square().mean(1).sqrt().reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def row_quantile(x: Tensor, q: float) -> Tensor:
+    """The q-quantile of each row, linearly interpolated; of any length (torch.quantile stops at 16 M numbers)."""
+    place = q * (x.shape[1] - 1)
+    low, high = math.floor(place), math.ceil(place)
+    below = x.kthvalue(low + 1, dim=1).values
+    return below if low == high else below.lerp(x.kthvalue(high + 1, dim=1).values, place - low)
+
+
 def readable(x: Tensor) -> bool:
     """Whether the values may be read at no cost."""
     return (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from condiff.codecs import Codec
 from condiff.errors import BadType, BadValue
-from condiff.process.algebra import Weight, scale
+from condiff.process.algebra import Weight, row_quantile, scale
 from condiff.process.level import Level
 from condiff.process.prediction import Prediction
 from condiff.sampling.loop import Hook, Run, Step
@@ -91,14 +91,6 @@ class DynamicThreshold(Hook):
         s = row_quantile(x0.abs().flatten(1), self.quantile).clamp_min(self.bound)
         s = s.reshape(-1, *(1,) * (x0.ndim - 1))
         return prediction.set("x0", torch.minimum(torch.maximum(x0, -s), s) * (self.bound / s))
-
-
-def row_quantile(x: Tensor, q: float) -> Tensor:
-    """The q-quantile of each row, linearly interpolated; of any length (torch.quantile stops at 16 M numbers)."""
-    place = q * (x.shape[1] - 1)
-    low, high = math.floor(place), math.ceil(place)
-    below = x.kthvalue(low + 1, dim=1).values
-    return below if low == high else below.lerp(x.kthvalue(high + 1, dim=1).values, place - low)
 
 
 @dataclass(frozen=True)

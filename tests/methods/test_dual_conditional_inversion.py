@@ -168,6 +168,13 @@ def test_thresholds_are_those_of_each_sample(mode):
     assert torch.equal(alone, left[1:2])
 
 
+def test_samples_may_be_of_any_size():
+    """torch.quantile takes 16 million numbers at most: a batch of large pictures has more."""
+    guided = Proximal(model(), scale=1.0, source={"label": [0]}, quantile=0.5)
+    left, q = guided.shrunk(torch.linspace(-1.0, 1.0, 2**24 + 1)[None])
+    assert float(q) == pytest.approx(0.5, abs=1e-6) and float(left.max()) == pytest.approx(0.5, abs=1e-6)
+
+
 def test_the_mask_grows_by_its_radius_in_each_channel():
     mask = torch.zeros(1, 2, 5, 7, dtype=torch.bool)
     mask[0, 0, 2, 3] = True

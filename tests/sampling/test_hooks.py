@@ -8,6 +8,7 @@ import torch
 from condiff.errors import BadType, BadValue
 from condiff.guidance import Classifier, gradient
 from condiff.process import Cosine, Gaussian, Prediction, Rectified
+from condiff.process.algebra import row_quantile
 from condiff.process.oracles import gaussian, mixture
 from condiff.random import Tape
 from condiff.sampling import (
@@ -26,7 +27,6 @@ from condiff.sampling import (
     sample,
     trajectory,
 )
-from condiff.sampling.hooks import row_quantile
 
 PROCESS = Gaussian(Cosine())
 
