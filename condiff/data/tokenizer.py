@@ -115,7 +115,8 @@ class Subwords(Tokenizer):
     """A Hugging Face tokenizer, such as GPT-2's: ``Subwords(Path("tokenizer.json").read_text())``.
 
     Args:
-        content: what its ``tokenizer.json`` holds.
+        content: what its ``tokenizer.json`` holds. Lengths that it cuts or fills texts to, as those of sentence
+            encoders do, are left aside: a text is encoded whole.
 
     Raises:
         BadFile: content that isn't a tokenizer's.
@@ -130,6 +131,9 @@ class Subwords(Tokenizer):
             self._own: Any = package.Tokenizer.from_str(content)
         except Exception as error:  # the package raises plain exceptions
             raise BadFile(f"this is no tokenizer of the package tokenizers: {error}") from error
+        self._own.no_truncation()
+        self._own.no_padding()
+        self._size = 1 + max(self._own.get_vocab().values(), default=-1)  # ids may leave some out
 
     @classmethod
     def learn(cls, text: str, vocab: int = 1024) -> Subwords:
@@ -153,7 +157,7 @@ class Subwords(Tokenizer):
 
     @property
     def size(self) -> int:
-        return self._own.get_vocab_size()
+        return self._size
 
     def encode(self, text: str) -> list[int]:
         return self._own.encode(text, add_special_tokens=False).ids

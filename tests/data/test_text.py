@@ -50,6 +50,30 @@ def test_a_hugging_face_tokenizer_is_read(tmp_path):
     assert data.vocab == 3 and data.batch([0])["x"].shape == (1, 4)
 
 
+def test_lengths_that_a_tokenizer_cuts_texts_to_are_left_aside(tmp_path):
+    """Tokenizers of sentence encoders come with them, and would keep the first words of a corpus alone."""
+    tokenizers = pytest.importorskip("tokenizers")
+    plain = Subwords.learn(WORDS, 300)
+    own = tokenizers.Tokenizer.from_str(plain.to_json())
+    own.enable_truncation(16)
+    own.enable_padding(length=20)
+    own.save(str(tmp_path / "cuts.json"))
+    made = read_tokenizer(tmp_path / "cuts.json")
+    assert made.encode(WORDS) == plain.encode(WORDS) and made.encode("the") == plain.encode("the")
+    assert made.decode(made.encode(WORDS)) == WORDS
+
+
+def test_ids_that_leave_some_out(tmp_path):
+    """MASK lies behind the highest id, not at the number of words."""
+    tokenizers = pytest.importorskip("tokenizers")
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 5, "?": 2}, unk_token="?"))
+    own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made = Subwords(own.to_str())
+    assert made.size == 6 and made.encode("a b") == [0, 5]
+    assert made.decode([0, 3, 6, 5], mask="#") == "a#b"
+    assert TokenData(torch.tensor(made.encode("a b b a")), 2, made.size, made).vocab == 6
+
+
 def test_windows_shift_from_epoch_to_epoch_and_stay_inside(file):
     data = text(file, 16)
     ids = data.ids
@@ -122,5 +146,5 @@ def test_ids_are_checked():
         Characters("ab").encode("abc")
     with pytest.raises(BadValue, match="each once"):
         Characters("aba")
-    with pytest.raises(BadValue, match="too few"):
+    with pytest.raises(BadValue, match="^1 windows of 8 tokens.*need 2"):
         split(TokenData(torch.zeros(8, dtype=torch.long), 8, 3), 0.1)
