@@ -12,11 +12,12 @@ import torch
 
 from condiff.data import Series, WindowSpec
 from condiff.data.series import period_of
-from condiff.data.windows import Window, check_length, gather, padded, sizes
+from condiff.data.windows import Window, check_length, gather, sizes
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, require_extra
 from condiff.metrics import sample_quantiles
 from condiff.series.paths import paths
+from condiff.typing import Float, Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +75,19 @@ def check_forecastable(items: Sequence[Series], spec: WindowSpec, horizon: int |
 
 def last_window(items: Sequence[Series], spec: WindowSpec) -> Window:
     """The windows whose horizons lie behind the ends of the series, unobserved."""
-    values = torch.cat([padded(items), torch.full((len(items), spec.horizon), torch.nan, dtype=torch.float64)], dim=1)
-    starts = torch.tensor([len(one) - spec.context for one in items])
-    return gather(values, starts, spec, sizes(items))
+    ahead = torch.full((len(items), spec.horizon), torch.nan, dtype=torch.float64)
+    return window_of(torch.cat([tails(items, spec), ahead], dim=1), spec, sizes(items))
+
+
+def tails(items: Sequence[Series], spec: WindowSpec) -> Float[Tensor, "items steps"]:
+    """The last steps of each series that a forecast looks at: its context, and what lags reach before it."""
+    steps = spec.context + spec.reach
+    return torch.from_numpy(np.stack([one.values[len(one) - steps :] for one in items]))
+
+
+def window_of(values: Float[Tensor, "batch steps"], spec: WindowSpec, size: Float[Tensor, " batch"]) -> Window:
+    """The window of :func:`tails` with a horizon behind; ``size`` where its context is 0."""
+    return gather(values, torch.full((len(values),), spec.reach), spec, size)
 
 
 def forecast(

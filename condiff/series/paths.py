@@ -21,7 +21,7 @@ from condiff.guidance import Energy, Quantile, SquaredError, quantile_levels
 from condiff.process.algebra import finite
 from condiff.random import derive_seed
 from condiff.sampling import DDPM, Grid, Solver, Spaced, sample
-from condiff.typing import Float, Tensor
+from condiff.typing import Float, Int, Tensor
 
 BY = ("quantile", "squares")
 SHIFTS = ("mean", "state", "score")
@@ -81,8 +81,8 @@ def paths(
     check_members(members)
     count = len(names)
     seeds = [derive_seed(seed, name, j) for name in names for j in range(members)]
-    rows = window.rows(torch.arange(count).repeat_interleave(members))
-    found = path_each(denoiser, rows, quantile_levels(members, count), seeds, **how)
+    rows = torch.arange(count).repeat_interleave(members)
+    found = path_each(denoiser, window, quantile_levels(members, count), seeds, rows=rows, **how)
     return found.unflatten(0, (count, members)).movedim(1, 0)
 
 
@@ -92,18 +92,20 @@ def path_each(
     levels: Float[Tensor, " batch"],
     seeds: Sequence[int],
     *,
+    rows: Int[Tensor, " batch"] | None = None,
     guidance: SelfGuidance | None = None,
     solver: Solver | None = None,
     grid: Grid | None = None,
     steps: int = 100,
     batch: int = 1024,
 ) -> Float[Tensor, "batch length"]:
-    """One sample path of each window.
+    """Sample paths, each of one of the windows.
 
     Args:
         denoiser, window: as for :func:`paths`.
         levels: the quantile that each path is led to, between 0 and 1.
         seeds: one for each.
+        rows: the number of each path's window; one path of each window by default.
         guidance: of an unconditional model, by quantiles at scale 4 by default.
         solver, grid, steps: DDPM on all of 100 levels of the model's table by default.
         batch: paths a network call.
@@ -119,7 +121,7 @@ def path_each(
         raise BadValue("guidance by what is observed is for unconditional models; this one is told of it")
     device, out = device_of(denoiser), []
     for chunk in torch.arange(len(seeds)).split(max(1, batch)):
-        part, guided = window.rows(chunk), denoiser
+        part, guided = window.rows(chunk if rows is None else rows[chunk]), denoiser
         if told:
             cond = {"features": Condition(features(part, part.mask).float(), "map")}
         else:

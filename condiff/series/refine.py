@@ -9,7 +9,7 @@ import torch
 
 from condiff.conditions import Condition, Conditions
 from condiff.data import Series, WindowSpec, season_of
-from condiff.data.windows import Window, gather, padded, sizes
+from condiff.data.windows import sizes
 from condiff.denoiser import Denoises, device_of
 from condiff.errors import BadValue, unknown
 from condiff.guidance import Quantile, SquaredError, quantile_levels
@@ -18,7 +18,7 @@ from condiff.random import derive_seed
 from condiff.sampling import refine
 from condiff.sampling.refine import Rule
 from condiff.series.baselines import seasonal_naive
-from condiff.series.forecast import Forecast, check_forecastable, last_window
+from condiff.series.forecast import Forecast, check_forecastable, tails, window_of
 from condiff.series.paths import BY, check_members, check_shape, refuse_told
 
 
@@ -66,14 +66,17 @@ def refine_forecasts(
     groups = [_members(f, one, horizon, members) for f, one in zip(forecasts, items, strict=True)]
     counts = torch.tensor([len(group) for group in groups])
     which = torch.arange(len(items)).repeat_interleave(counts)
-    history, begun = last_window(items, spec).rows(which), _begun(items, groups, which, spec)
-    near = begun.mask if by == "quantile" else history.mask
     levels = torch.cat([quantile_levels(int(n)) for n in counts])
     seeds = [derive_seed(seed, one.item, j) for one, n in zip(items, counts.tolist(), strict=True) for j in range(n)]
+    known, bases, size = tails(items, spec), torch.from_numpy(np.concatenate(groups)), sizes(items)
+    unknown_yet = torch.full_like(bases[:1], torch.nan)
     device, out = device_of(denoiser), []
     for rows in torch.arange(len(which)).split(max(1, batch)):
-        start = begun.values[rows].float().to(device)
-        anchor = Condition(start, "observation", mask=near[rows].to(device))
+        past, scale = known[which[rows]], size[which[rows]]
+        begun = window_of(torch.cat([past, bases[rows]], dim=1), spec, scale)
+        seen = window_of(torch.cat([past, unknown_yet.expand(len(rows), -1)], dim=1), spec, scale)
+        start = begun.values.float().to(device)
+        near = begun.mask if by == "quantile" else seen.mask
         y = refine(
             denoiser,
             start,
@@ -82,10 +85,10 @@ def refine_forecasts(
             steps=steps,
             near=Quantile(levels[rows]) if by == "quantile" else SquaredError(),
             weight=weight,
-            cond=Conditions({"observed": anchor}),
+            cond=Conditions({"observed": Condition(start, "observation", mask=near.to(device))}),
             rng=[seeds[i] for i in rows.tolist()],
         )
-        out.append(y[:, spec.context :, 0].double().cpu() * begun.scale[rows][:, None])
+        out.append(y[:, spec.context :, 0].double().cpu() * begun.scale[:, None])
     parts = torch.cat(out).split(counts.tolist())
     return [
         Forecast(one.item, one.times(len(one), horizon), one.freq, part.numpy().copy())
@@ -103,13 +106,3 @@ def _members(forecast: np.ndarray, one: Series, horizon: int, members: int) -> n
     found = np.tile(found, (members, 1)) if found.ndim == 1 else found
     simple = seasonal_naive(one, horizon, min(season_of(one.freq), len(one)))
     return np.sort(np.where(np.isnan(found), simple, found), axis=0)
-
-
-def _begun(items: Sequence[Series], groups: Sequence[np.ndarray], which: torch.Tensor, spec: WindowSpec) -> Window:
-    """The windows of history and base forecast, a row each path; the scale is that of the history."""
-    values = torch.cat([padded(items), torch.full((len(items), spec.horizon), torch.nan, dtype=torch.float64)], dim=1)
-    values = values[which]
-    made = torch.from_numpy(np.concatenate(list(groups)))
-    ends = torch.tensor([len(one) for one in items])[which]
-    values[torch.arange(len(values))[:, None], ends[:, None] + torch.arange(spec.horizon)] = made
-    return gather(values, ends - spec.context, spec, sizes(items)[which])

@@ -5,11 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
+from condiff.conditions import Condition
 from condiff.data import Series, WindowSpec, hourly
 from condiff.data.windows import features, gather
 from condiff.errors import BadValue, NonFinite
+from condiff.guidance import Quantile, SquaredError, quantile_levels
 from condiff.process import Discrete, Gaussian, Prediction, oracles
-from condiff.sampling import DDIM, Descent, Langevin
+from condiff.random import derive_seed
+from condiff.sampling import DDIM, Descent, Langevin, refine
 from condiff.series import SelfGuidance, forecast, impute, paths, refine_forecasts, seasonal_naive
 
 SPEC = WindowSpec(freq="h", horizon=4, context=8)
@@ -203,6 +206,38 @@ def test_refined_samples_keep_their_number_and_are_equivariant():
     large = refine_forecasts(ORACLE, [item(4096.0 * one.values)], [4096.0 * base], SPEC, **how)[0]
     assert made.samples.shape == (5, 4)
     np.testing.assert_allclose(large.samples, 4096.0 * made.samples, rtol=1e-5)
+
+
+@pytest.mark.parametrize("by", ["squares", "quantile"])
+def test_what_a_refinement_is_held_to(by):
+    """By squares what was observed, lags by lags; by quantiles the base forecast too. A gap is held by neither."""
+    one, base = noisy(20), np.arange(36.0, 44.0).reshape(2, 4)
+    one.values[14] = np.nan
+    size = np.nanmean(one.values[12:])
+    steps = np.concatenate([np.stack([one.values[10:]] * 2), base], axis=1)  # from step 10 on, where lags begin
+    values = torch.from_numpy(np.stack([steps[:, 2:], steps[:, :-2]], axis=-1) / size)
+    mask = values.isfinite()
+    if by == "squares":
+        mask[:, 8:, 0] = mask[:, 10:, 1] = False
+    start = values.nan_to_num().float()
+    how = {"at": 0.2, "rule": Descent(0.02), "steps": 5, "weight": 3.0}
+    near = Quantile(quantile_levels(2)) if by == "quantile" else SquaredError()
+    seeds = [derive_seed(4, "a", j) for j in range(2)]
+    cond = {"y": Condition(start, "observation", mask=mask)}
+    want = refine(lagged_oracle(), start, near=near, cond=cond, rng=seeds, **how)[:, 8:, 0].double() * size
+    made = refine_forecasts(lagged_oracle(), [one], [base[::-1]], LAGGED, by=by, seed=4, **how)[0]
+    np.testing.assert_allclose(made.samples, want, rtol=1e-5)
+
+
+def test_refinements_of_many_series_go_through_in_parts():
+    items = [noisy(20), noisy(26, 1, 300.0, "b"), noisy(23, 2, 5.0, "c")]
+    bases = [np.full(4, 12.0), 300.0 + np.arange(12.0).reshape(3, 4), np.full(4, 4.0)]
+    how = {"at": 0.2, "members": 4, "steps": 3, "seed": 1}
+    parts = refine_forecasts(lagged_oracle(), items, bases, LAGGED, batch=3, **how)
+    assert [len(one.samples) for one in parts] == [4, 3, 4]
+    for one, base, part in zip(items, bases, parts, strict=True):
+        (alone,) = refine_forecasts(lagged_oracle(), [one], [base], LAGGED, **how)
+        np.testing.assert_allclose(part.samples, alone.samples, rtol=1e-4)
 
 
 def test_lags_of_the_horizon_hold_the_base_forecast():
