@@ -4,6 +4,7 @@
 solvers, guidance and tools then run on it.
 """
 
+from condiff.interop.attention import control_attention, edit_in
 from condiff.interop.backbones import (
     Classes,
     Family,
@@ -18,6 +19,7 @@ from condiff.interop.frames import encode_frames, load_vae
 from condiff.interop.loading import load_pipeline
 from condiff.interop.lora import add_lora, save_lora
 from condiff.interop.pipelines import Wrapped, wrap
+from condiff.interop.prompts import attention_edit, read_prompt
 from condiff.interop.schedulers import ContinuousV, Whole, grid_of, precondition_of, process_of
 
 __all__ = [
@@ -32,14 +34,18 @@ __all__ = [
     "add_lora",
     "as_guider",
     "as_scheduler",
+    "attention_edit",
+    "control_attention",
     "control_interval",
     "dynamic_scale",
+    "edit_in",
     "encode_frames",
     "grid_of",
     "load_pipeline",
     "load_vae",
     "precondition_of",
     "process_of",
+    "read_prompt",
     "save_lora",
     "wrap",
 ]

@@ -21,7 +21,9 @@ from condiff.conditions import Conditions
 from condiff.denoiser import Denoiser, Denoises
 from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.interop.backbones import FAMILIES, Family
+from condiff.interop.prompts import attention_edit
 from condiff.interop.schedulers import precondition_of, process_of
+from condiff.sampling import AttentionEdit
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,13 @@ class Wrapped:
             Incompatible: a scale or negative prompts for a pipeline that has no use for them.
         """
         return self.family.guided(self.denoiser, scale, negative, **options)
+
+    def attention_edit(self, source: str, target: str | Sequence[str], **options: Any) -> AttentionEdit:
+        """An edit of a prompt by attention control; see :func:`~condiff.interop.attention_edit`.
+
+        ``with edit.on(sd.denoiser): sample(guided, cond=sd.encode([source, target]), initial=..., hooks=[edit])``.
+        """
+        return attention_edit(self.pipeline, source, target, **options)
 
 
 def wrap(

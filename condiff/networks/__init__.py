@@ -12,6 +12,7 @@ from condiff.networks.adapters import (
     scale_lora,
 )
 from condiff.networks.attention import Attention, set_attention, use_attention
+from condiff.networks.attention_control import AttentionControl, Mixing
 from condiff.networks.base import Network
 from condiff.networks.branched import Branched, BranchedConfig
 from condiff.networks.cache import FrameCache, KVQueue
@@ -33,6 +34,7 @@ from condiff.networks.video_transformer import VideoTransformer, VideoTransforme
 __all__ = [
     "MLP",
     "Attention",
+    "AttentionControl",
     "Branched",
     "BranchedConfig",
     "DiT",
@@ -44,6 +46,7 @@ __all__ = [
     "Layout",
     "LoRA",
     "MLPConfig",
+    "Mixing",
     "Network",
     "Pairing",
     "StateSpace",

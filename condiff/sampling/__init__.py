@@ -4,6 +4,7 @@ from condiff.sampling.adaptive import Adaptive
 from condiff.sampling.affine import GaussianLaw, affine_law, continuous_law
 from condiff.sampling.analysis import Propagation, TrajectoryAnalysis, analyse, propagate
 from condiff.sampling.anchors import KeepPath, TowardsReference
+from condiff.sampling.attention_edit import AttentionEdit, LocalBlend, beside
 from condiff.sampling.boundary import Boundary
 from condiff.sampling.corrector import PredictorCorrector
 from condiff.sampling.density import ItoDensity, ito_likelihood
@@ -58,6 +59,7 @@ __all__ = [
     "AdamsBashforth",
     "Adaptive",
     "Aggregated",
+    "AttentionEdit",
     "BetaSigmas",
     "Boundary",
     "ClipDecoded",
@@ -88,6 +90,7 @@ __all__ = [
     "Langevin",
     "Likelihood",
     "Likeness",
+    "LocalBlend",
     "MeanShift",
     "ModelStatistics",
     "Nudge",
@@ -122,6 +125,7 @@ __all__ = [
     "X0Replace",
     "affine_law",
     "analyse",
+    "beside",
     "continuous_law",
     "denoising_energy",
     "guidance_of",

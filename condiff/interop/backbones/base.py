@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +19,11 @@ from condiff.conditions import Condition, Conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Free
+from condiff.interop.attention import control_attention
 from condiff.interop.paired import make_sites
 from condiff.interop.schedulers import grid_of, shift_options
 from condiff.interop.vae import vae_codec
+from condiff.networks.attention_control import AttentionControl
 from condiff.networks.pairing import Pairing, Site
 
 
@@ -33,9 +36,13 @@ class Backbone(nn.Module):
     Args:
         net: the network, not copied.
         time_scale: what the time is multiplied with; 1 for an index of a table, 1000 for flow times in [0, 1].
+
+    Attributes:
+        attention_option: of the network's call, which tells its attention processors something.
     """
 
     condition_kinds: ClassVar[dict[str, str]] = {}
+    attention_option: ClassVar[str] = "cross_attention_kwargs"
 
     def __init__(self, net: Any, time_scale: float = 1.0) -> None:
         super().__init__()
@@ -47,13 +54,23 @@ class Backbone(nn.Module):
 
     def make_sites(self) -> dict[str, Site]:
         """The network's attentions, ready for paired rows; see :func:`condiff.networks.add_pair`."""
-        return make_sites(self.net)
+        return make_sites(self.net, self.attention_option)
+
+    def control_attention(self, control: AttentionControl) -> AbstractContextManager[None]:
+        """The network's attentions under control for a while; see :class:`condiff.sampling.AttentionEdit`."""
+        return control_attention(self.net, control)
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditions, pairing: Pairing | None = None, **options: Any) -> Any:
         """``pairing`` says which rows attend to each other; ``options`` go to the diffusers network as they are."""
+        told = {**self.told(cond, x), **options}
         if pairing is not None:
-            options["cross_attention_kwargs"] = {"pairing": pairing}
-        return self.said(x, self.times(time, x), {**self.told(cond, x), **options})
+            more = told.get(self.attention_option) or {}
+            told[self.attention_option] = {**more, "pairing": self.placed(pairing, told)}
+        return self.said(x, self.times(time, x), told)
+
+    def placed(self, pairing: Pairing, told: dict[str, Any]) -> Pairing:
+        """The pairing, with where the picture's tokens lie."""
+        return pairing
 
     def told(self, cond: Conditions, x: Tensor) -> dict[str, Any]:
         """What the network is told of the conditions, by its own names."""
