@@ -36,6 +36,8 @@ class Evaluate:
         from condiff.methods import runs
 
         run = runs.open_run(self.folder)
+        if not self.against:
+            run.need_unseen()
         metrics = run.finish(against=self.against, num=self.num, seed=self.seed)
         if self.json:
             show_json(metrics)

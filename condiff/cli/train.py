@@ -27,6 +27,7 @@ class Train:
     Try:
       condiff train digits
       condiff train images --data cells/ --size 64
+      condiff train images --data cells/ --size 64 --held-out others/
       condiff train arrays --data waves.npz --method edm --steps 5000
       condiff train text --data corpus.txt
       condiff train text --data corpus.txt --tokenizer bpe --length 128
@@ -76,6 +77,9 @@ class Train:
 
     frames: OptionalInt = None
     """Of video: the length of a clip; 17 by default."""
+
+    held_out: Many = ()
+    """Share of the data that is kept for judging, 0 for none, or other data; a tenth by default."""
 
     joint: Many = ()
     """Conditions that are generated beside the samples, jointly: label, for instance."""
@@ -146,7 +150,8 @@ class Train:
 
     def _request(self) -> Any:
         from condiff.errors import BadValue
-        from condiff.methods.runs import DataRequest, Request
+        from condiff.methods.data_request import DataRequest, held_out
+        from condiff.methods.runs import Request
         from condiff.methods.settings import parse
 
         if self.source is None:
@@ -170,7 +175,9 @@ class Train:
             "sampler.guidance": self.guidance,
         }
         return Request(
-            data=DataRequest(source=self.source, paths=self.data, options=options),
+            data=DataRequest(
+                source=self.source, paths=self.data, options=options, held_out=held_out(flat(self.held_out))
+            ),
             method=self.method,
             file=self.config,
             overrides={k: v for k, v in flags.items() if v is not None},
@@ -199,7 +206,7 @@ def carry_out(run: Any, *, dry_run: bool, json: bool) -> int:
 
     first = is_first()  # of several processes only one speaks and writes
     if first:
-        note(run.data.describe(), quiet=json)
+        note(run.said_of_data(), quiet=json)
         note(f"\nconfiguration\n{tree(run.config(), 1)}\n", quiet=json)
     if dry_run:
         run.recipe.denoiser()  # what can't be built is refused here too

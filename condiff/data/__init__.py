@@ -6,6 +6,7 @@ from condiff.data.clips import Clips, clips, of_clips, video
 from condiff.data.digits import digits
 from condiff.data.folders import find_pictures, images, pairs
 from condiff.data.frames import Triplets, triplets
+from condiff.data.held_out import SHARE, held_count, split_indices
 from condiff.data.hourly import hourly
 from condiff.data.latents import Encoded, encode_conditions, latents
 from condiff.data.loader import loader, shuffled
@@ -23,7 +24,7 @@ from condiff.data.ranges import Affine, to_model_range
 from condiff.data.recalled import Recalled, RecalledVolumes, remember
 from condiff.data.sequence import read_frames
 from condiff.data.series import Series, entries, frequency, read_series
-from condiff.data.split import split, split_indices
+from condiff.data.split import split
 from condiff.data.statistics import Statistics, statistics
 from condiff.data.tables import arrays, hub, parquet
 from condiff.data.text import TokenData, text
@@ -37,6 +38,7 @@ from condiff.data.windows import Window, Windows, WindowSpec, season_of, series
 
 __all__ = [
     "PATTERNS",
+    "SHARE",
     "SOURCES",
     "Affine",
     "AsVariables",
@@ -83,6 +85,7 @@ __all__ = [
     "find_pictures",
     "find_scans",
     "frequency",
+    "held_count",
     "hourly",
     "hub",
     "images",

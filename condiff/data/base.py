@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from condiff.data.held_out import SHARE, split_indices, split_recordings
 from condiff.data.ranges import Affine, check_finite, to_model_range
 from condiff.data.seeded import uniform
 from condiff.errors import BadType, BadValue
@@ -42,6 +43,7 @@ class Data(ABC):
         vocab: number of tokens V of samples that are ids; None for values.
         paired: whether the conditions of a row belong to its sample, which is then what they should give.
         moving: whether samples are clips (F, C, H, W), and not volumes.
+        chosen: of a part that is held out, how it was chosen.
     """
 
     name: str = "data"
@@ -53,6 +55,7 @@ class Data(ABC):
     vocab: int | None = None
     paired: bool = True
     moving: bool = False
+    chosen: str = ""
     _fingerprint: str | None = None
 
     @abstractmethod
@@ -75,6 +78,30 @@ class Data(ABC):
     def labels(self) -> Tensor | None:
         """The labels of all rows (N,), None without a condition ``label``."""
         return None
+
+    @property
+    def spans(self) -> Tensor | None:
+        """Of rows that are parts of recordings: (N, 3), for each its recording, its first and its last frame there."""
+        return None
+
+    def cut(self, held_out: float = SHARE, seed: int = 0) -> tuple[Data, Data]:
+        """``(training, held out)`` parts; see :mod:`condiff.data.held_out`.
+
+        Args:
+            held_out: share in (0, 1).
+            seed: of which rows, where it is chance.
+
+        Raises:
+            BadValue: a share outside (0, 1), too few rows for two parts.
+        """
+        if self.spans is not None:
+            train, held, chosen = split_recordings(self.spans, held_out, seed)
+        else:
+            train, held = split_indices(len(self), held_out, seed, self.labels)
+            chosen = "at random" + ("" if self.labels is None else ", of each class in proportion")
+        rest, part = Subset(self, train, f"{self.name}/train"), Subset(self, held, f"{self.name}/held-out")
+        part.chosen = chosen
+        return rest, part
 
     def restore(self, x: Tensor) -> Tensor:
         """Model values back in the units that the data is stored in; pictures stay in [-1, 1]."""
@@ -331,6 +358,10 @@ class Subset(Data):
     @property
     def labels(self) -> Tensor | None:
         return None if self.data.labels is None else self.data.labels[self.index]
+
+    @property
+    def spans(self) -> Tensor | None:
+        return None if self.data.spans is None else self.data.spans[self.index]
 
     def restore(self, x: Tensor) -> Tensor:
         return self.data.restore(x)

@@ -67,6 +67,11 @@ class Clips(Data):
     def value_range(self) -> tuple[float, float]:
         return -1.0, 1.0
 
+    @property
+    def spans(self) -> Tensor:
+        numbers = {path: i for i, path in enumerate(dict.fromkeys(w.footage.path for w in self.windows))}
+        return torch.tensor([(numbers[w.footage.path], w.indices[0], w.indices[-1]) for w in self.windows])
+
     def _rows(self, index: Tensor, epoch: int) -> dict[str, Any]:
         rows = [torch.from_numpy(self._scaled(i)) for i in index.tolist()]
         x = torch.stack(rows) if rows else torch.empty(0, *self.shape)

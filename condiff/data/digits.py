@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from condiff.data.base import TensorData
-from condiff.data.split import split_indices
+from condiff.data.held_out import split_indices
 from condiff.errors import require_extra, unknown
 
 SPLITS = ("train", "test", "all")

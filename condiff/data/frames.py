@@ -35,6 +35,13 @@ class Triplets(Pictures):
         super().__init__({name: views[name] for name in ("x", "before", "after")}, framing, **options)
         self.kinds = {"frames": "frames"}
 
+    @property
+    def spans(self) -> Tensor:
+        rows = list(zip(*([item.name for item in self.views[view]] for view in VIEWS), strict=True))
+        frames = {name: i for i, name in enumerate(sorted({n for row in rows for n in row}, key=natural))}
+        clips = {name: i for i, name in enumerate(dict.fromkeys(Path(row[0]).parent for row in rows))}
+        return torch.tensor([(clips[Path(row[0]).parent], frames[row[0]], frames[row[-1]]) for row in rows])
+
     def _rows(self, index: Tensor, epoch: int) -> dict[str, Any]:
         rows = super()._rows(index, epoch)
         both = torch.stack([rows["cond"].pop("before"), rows["cond"].pop("after")], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from condiff.data.base import Data, hash_tensor
+from condiff.data.held_out import SHARE, held_count
 from condiff.data.seeded import uniform
 from condiff.data.tokenizer import Tokenizer, make_tokenizer
 from condiff.errors import BadFile, BadType, BadValue
@@ -88,41 +90,35 @@ class TokenData(Data):
         digest.update((self.tokenizer.to_json() if self.tokenizer else "").encode())
         hash_tensor(digest, "ids", self.ids)
 
-    def cut(self, held_out: float) -> tuple[TokenData, TokenData]:
-        """``(training, held out)``: the last share of the sequence is held out, so that no window lies in both.
+    def cut(self, held_out: float = SHARE, seed: int = 0) -> tuple[TokenData, TokenData]:
+        """``(training, held out)``: the end of the sequence is held out, so that no window lies in both.
 
         Raises:
-            BadValue: a part that holds less than a window.
+            BadValue: fewer than two windows.
         """
-        if not 0.0 < held_out < 1.0:
-            raise BadValue(f"held_out is a fraction in (0, 1), got {held_out}")
-        at = (len(self.ids) - round(held_out * len(self.ids))) // self.length * self.length
-        parts = []
-        for ids, word, shift in ((self.ids[:at], "train", self.shift), (self.ids[at:], "held-out", False)):
-            if len(ids) < self.length:
-                raise BadValue(
-                    f"{self.name}: {len(self.ids)} tokens are too few for windows of {self.length} and a held-out part "
-                    f"of {held_out:g}: give more text, or a smaller length"
-                )
-            named = f"{self.name}/{word}"
-            notes = tuple(self.notes) if word == "train" else ()
-            parts.append(
-                TokenData(
-                    ids, self.length, self.vocab, self.tokenizer, shift=shift, seed=self.seed, name=named, notes=notes
-                )
-            )
-        return parts[0], parts[1]
+        windows = len(self.ids) // self.length
+        count = held_count(windows, held_out, what=f"windows of {self.length} tokens (of {len(self.ids)})")
+        at = (windows - count) * self.length
+        rest = self._part(self.ids[:at], "train", self.shift, self.notes)
+        part = self._part(self.ids[at:], "held-out", False, ())
+        part.chosen = f"the end, of {windows} windows"
+        return rest, part
+
+    def _part(self, ids: Tensor, word: str, shift: bool, notes: Sequence[str]) -> TokenData:
+        how: dict[str, Any] = {"shift": shift, "seed": self.seed, "name": f"{self.name}/{word}", "notes": tuple(notes)}
+        return TokenData(ids, self.length, self.vocab, self.tokenizer, **how)
 
 
 def text(
-    path: str | Path, length: int = 64, *, tokenizer: str = "char", vocab: int | None = None, seed: int = 0
+    path: str | Path, length: int = 64, *, tokenizer: str | Tokenizer = "char", vocab: int | None = None, seed: int = 0
 ) -> TokenData:
     """A text file, in UTF-8.
 
     Args:
         path: the file.
         length: tokens of a sample.
-        tokenizer: ``"char"``; ``"bpe"``, learnt from the text; or a tokenizer's JSON file, such as GPT-2's.
+        tokenizer: ``"char"``; ``"bpe"``, learnt from the text; a tokenizer's JSON file, such as GPT-2's; or a
+            tokenizer.
         vocab: number of sub-words that ``"bpe"`` learns, 1024 by default.
         seed: of where windows start in each epoch.
 
@@ -132,7 +128,7 @@ def text(
     """
     path = Path(path)
     content = read_text(path)
-    maker = make_tokenizer(tokenizer, content, vocab)
+    maker = tokenizer if isinstance(tokenizer, Tokenizer) else make_tokenizer(tokenizer, content, vocab)
     ids = torch.tensor(maker.encode(content), dtype=torch.long)
     note = f"text of {len(content):,} characters, {len(ids):,} tokens of {maker!r}"
     return TokenData(ids, length, maker.size, maker, shift=True, seed=seed, name=path.stem, notes=(note,))

@@ -54,6 +54,10 @@ class Together(Data):
     def labels(self) -> Tensor | None:
         return self.data.labels
 
+    @property
+    def spans(self) -> Tensor | None:
+        return self.data.spans
+
     def restore(self, x: Any) -> Any:
         """The sample in the units that it is stored in."""
         return {**x, self.first: self.data.restore(x[self.first])}

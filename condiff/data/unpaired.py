@@ -9,6 +9,7 @@ from torch import Tensor
 
 from condiff.data.base import Data
 from condiff.data.folders import images
+from condiff.data.held_out import SHARE
 from condiff.data.seeded import uniform
 from condiff.data.tables import arrays
 from condiff.errors import BadType, BadValue
@@ -79,6 +80,14 @@ class Unpaired(Data):
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def cut(self, held_out: float = SHARE, seed: int = 0) -> tuple[Unpaired, Unpaired]:
+        """``(training, held out)`` parts, each of both sets."""
+        (a, x), (b, y) = self.source.cut(held_out, seed), self.target.cut(held_out, seed)
+        rest = Unpaired(a, b, seed=self.seed, name=f"{self.name}/train")
+        part = Unpaired(x, y, seed=self.seed, name=f"{self.name}/held-out")
+        part.chosen = f"and {len(x)} of the source, {y.chosen}"
+        return rest, part
 
     def _rows(self, index: Tensor, epoch: int) -> dict[str, Any]:
         rows = self.target.batch(index, epoch)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from condiff.data.base import Data, Refused, hash_tensor
+from condiff.data.held_out import SHARE, held_count
 from condiff.data.missing import PATTERNS, missing
 from condiff.data.series import Series, frequency, read_series
 from condiff.errors import BadType, BadValue, unknown
@@ -260,7 +261,7 @@ class Windows(Data):
         digest.update(str([(one.item, str(one.start)) for one in self.items]).encode())
         hash_tensor(digest, "values", self.values)
 
-    def cut(self, held_out: float = 0.1) -> tuple[Windows, Windows]:
+    def cut(self, held_out: float = SHARE, seed: int = 0) -> tuple[Windows, Windows]:
         """``(training, held out)`` in time: the horizons of the last windows, at least one, are seen by no training.
 
         Args:
@@ -269,19 +270,17 @@ class Windows(Data):
         Raises:
             BadValue: a series that is too short for both.
         """
-        if not 0.0 < held_out < 1.0:
-            raise BadValue(f"held_out is a share in (0, 1), got {held_out}")
         spec, train, test = self.spec, [], []
         for one, first, last in zip(self.items, self.first.tolist(), self.last.tolist(), strict=True):
-            steps = max(spec.horizon, round(held_out * (last - first + spec.horizon)))
-            split = last + spec.length - steps  # the first step that training doesn't see
-            if split - spec.length < first:
-                raise BadValue(f"{one.item}: {len(one)} steps leave no window to train on beside {steps} held out")
-            train.append(split - spec.length)
-            test.append(split - spec.context)
+            what = f"steps of {one.item} behind its first context (of {len(one)})"
+            steps = last - first + spec.horizon
+            held = held_count(steps, held_out, least=spec.horizon, stay=spec.horizon, what=what)
+            train.append(last - held)
+            test.append(last + spec.horizon - held)
         options = {"told": self.told, "seed": self.seed, "refused": self.refused}
         early = Windows(self.items, spec, first=self.first.tolist(), last=train, name=f"{self.name}/train", **options)
         late = Windows(self.items, spec, first=test, last=self.last.tolist(), name=f"{self.name}/held-out", **options)
+        late.chosen = "the end of each series"
         return early, late
 
 

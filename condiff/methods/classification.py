@@ -150,7 +150,7 @@ def _latents(codec: Any, x: Tensor, batch: int) -> Tensor:
 def _run_samples(run: RunFolder, pictures: Path | None, request: Request):
     """Samples, their classes or None, their names or None, and what else the run is told of them."""
     if pictures is None:
-        data = run.heldout
+        data = run.need_unseen()
         rows = data.batch(range(min(len(data), request.num or len(data))))
         cond = {name: value for name, value in rows["cond"].items() if name != "label"}
         return rows["x"], rows["cond"]["label"], None, cond

@@ -159,7 +159,7 @@ def prepare(request: Distillation, dry: bool = False) -> RunFolder:
     old = open_run(request.run)
     recipe = request.recipe(old.recipe)
     check_folder(request.folder, dry)
-    new = RunFolder(request.folder, recipe, old.request, (old.data, old.heldout))
+    new = RunFolder(request.folder, recipe, old.request, (old.data, old.unseen))
     if not dry:
         _take_over(old, new)
     return new

@@ -19,13 +19,13 @@ import torch
 
 from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
-from condiff.data import Data, Pictures, Subset, TensorData, Together, Unpaired, digits, open_data
-from condiff.data.open import options as source_options
+from condiff.data import Data
 from condiff.distill import Chain, Stage, stage_folder
-from condiff.errors import BadFile, BadValue, NonFinite
+from condiff.errors import BadFile, BadValue
 from condiff.files import replacing, write_json
 from condiff.methods import report, settings
 from condiff.methods.catalogue import find
+from condiff.methods.data_request import DataRequest
 from condiff.methods.drawing import draw_samples
 from condiff.methods.facts import Facts
 from condiff.methods.kinds import Kind, kept_options, kind_of, recalled
@@ -33,57 +33,6 @@ from condiff.methods.recipe import Recipe
 from condiff.model_files import load_model
 from condiff.peers import is_first, own_device
 from condiff.training import Status, TrainConfig, Trainer
-
-JOINT = "joint"  # the option of any data that names the conditions that are generated beside the samples
-HELD_OUT = 0.1  # share of a user's data that is kept for evaluation
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataRequest:
-    """Which data: the words of the command line, stored with the run so that it can be opened again."""
-
-    source: str
-    paths: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def open(self) -> tuple[Data, Data]:
-        """``(training, held-out)`` data."""
-        if JOINT in self.options:
-            train, held = replace(self, options=_without(self.options, JOINT)).open()
-            return Together(train, self.options[JOINT]), Together(held, self.options[JOINT])
-        if self.source == "digits":
-            if self.paths or self.options:
-                raise BadValue("digits are bundled: they take no --data and no data options")
-            return digits("train"), digits("test")
-        try:
-            data = self.whole()
-            return kind_of(data).split(data, HELD_OUT)
-        except NonFinite as error:  # of the data, not of the work
-            raise BadValue(f"{error}: leave such rows out, or fill the gaps") from error
-
-    def whole(self) -> Data:
-        """All of the data of a source, in one piece."""
-        if JOINT in self.options:
-            return Together(replace(self, options=_without(self.options, JOINT)).whole(), self.options[JOINT])
-        return open_data(self.source, **self._arguments())
-
-    def _arguments(self) -> dict[str, Any]:
-        source_options(self.source)  # refuses an unknown source
-        twice = {"pairs": ("degraded", "clean"), "unpaired": ("source", "target")}
-        names = {**twice, "hub": ("dataset",)}.get(self.source, ("path",))
-        if len(self.paths) != len(names):
-            wanted = " ".join(f"--data {n.upper()}" for n in names)
-            raise BadValue(f"{self.source} needs {wanted}, got {len(self.paths)} --data")
-        return {**dict(zip(names, self.paths, strict=True)), **self.options}
-
-    def is_here(self) -> bool:
-        """Whether files that were named are there; bundled data and the Hub's are."""
-        return self.source in ("digits", "hub") or not self.paths or any(Path(p).exists() for p in self.paths)
-
-    def absolute(self) -> DataRequest:
-        """With whole paths, so that the run can be opened from any folder; names of the Hub stay."""
-        paths = (str(Path(p).resolve()) if self.source != "hub" or Path(p).exists() else p for p in self.paths)
-        return replace(self, paths=tuple(paths))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,19 +70,19 @@ def fitted(training: TrainConfig, asked: Mapping[str, Any] = MappingProxyType({}
     return replace(training, warmup=training.steps // 10)
 
 
-def _without(options: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k != name}
+FEW = 8  # samples that are drawn where there is nothing to judge them by
 
 
 class RunFolder:
     """A run: its recipe, its data and its folder."""
 
     def __init__(
-        self, folder: Path, recipe: Recipe, request: DataRequest, data: tuple[Data, Data], resume: bool = False
+        self, folder: Path, recipe: Recipe, request: DataRequest, data: tuple[Data, Data | None], resume: bool = False
     ) -> None:
         self.folder, self.whole, self.request, self.resume = folder, recipe, request, resume
         self.recipe = recipe.last  # of the model that is drawn from
-        self.data, self.heldout = data
+        self.data, self.unseen = data
+        self.heldout = self.data if self.unseen is None else self.unseen  # where conditions of samples come from
         self.kind: Kind = kind_of(self.data)
         self.weights = folder  # where the model lies: the run itself, or one of its checkpoints
 
@@ -149,8 +98,8 @@ class RunFolder:
                 with replacing(self.folder / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
         start, data = recipe.denoiser(recipe.training.seed), recipe.encoded(self.data)
-        how: dict[str, Any] = {"validation": recipe.encoded(self.heldout), "resume": self.resume, "quiet": quiet}
-        how["extra"] = self.note()
+        how: dict[str, Any] = {"resume": self.resume, "quiet": quiet, "extra": self.note()}
+        how["validation"] = None if self.unseen is None else recipe.encoded(self.unseen)
         if recipe.stages:
             extras = {stage.name: self.note(recipe.of_stage(stage.name)) for stage in recipe.chain()}
             return Chain(start, data, recipe.chain(), self.folder, sample=self._look_at, extras=extras, **how).fit()
@@ -161,7 +110,7 @@ class RunFolder:
         """What config.json says of a recipe (this run's, or that of one of its stages) and of the data."""
         return {
             "recipe": to_config(recipe or self.whole),
-            "request": _request_json(self.request),
+            "request": self.request.stored(),
             "remembered": {"kind": type(self.kind).__name__, **self.kind.remembered(self.data)},
         }
 
@@ -170,12 +119,15 @@ class RunFolder:
         return load_model(self.weights, weights, device=check_device(device or default_device()))
 
     def finish(self, against: Sequence[str | Path] = (), num: int | None = None, seed: int = 0) -> dict[str, Any]:
-        """Sample, evaluate, and write metrics.json, the pictures and the report page; returns the metrics."""
-        heldout = self._other(against) if against else self.heldout
-        model = self.model()
-        num = self.kind.judged(heldout) if num is None else num
+        """Sample, evaluate, and write metrics.json, the pictures and the report page; returns the metrics.
+
+        Samples are compared with other data, or with what was held out; where nothing was, they are only looked at.
+        """
+        unseen = self.request.other(against, self.data) if against else self.unseen
+        heldout, model = unseen or self.heldout, self.model()
+        num = (self.kind.judged(heldout) if unseen else FEW) if num is None else num
         made = draw_samples(model, self.recipe, heldout, num=num, seed=seed)
-        scores = self.kind.score(made, model, heldout, self)
+        scores = self.kind.score(made, model, heldout, self) if unseen else {"samples": made.num}
         metrics = {
             **scores,
             "nfe": made.nfe if made.calls is None else float(made.calls.double().mean()),
@@ -188,16 +140,27 @@ class RunFolder:
         self._page(metrics, self.kind.show(seen, self.folder / "samples", self), self._curves())
         return metrics
 
-    def _other(self, paths: Sequence[str | Path]) -> Data:
-        """Other data of the same kind, scaled and with classes numbered as those of the run."""
-        if self.request.source == "digits":
-            raise BadValue("a run on the bundled digits is evaluated on their held-out part: leave --against out")
-        request = replace(self.request, paths=tuple(str(p) for p in paths))
-        data, mine = request.whole(), self.data
-        if data.shape != mine.shape:
-            raise BadValue(f"{data.name} holds samples of shape {data.shape}, the run was trained on {mine.shape}")
-        _read_alike(data, mine)
-        return data
+    def need_unseen(self) -> Data:
+        """The data that was held out.
+
+        Raises:
+            BadValue: nothing was.
+        """
+        if self.unseen is None:
+            raise BadValue(f"{self.folder} was trained with --held-out 0: nothing is left to judge it by")
+        return self.unseen
+
+    def said_of_data(self) -> str:
+        """What the data is and what of it is held out, in lines."""
+        lines = [self.data.describe()]
+        if self.unseen is None:
+            lines.append("nothing held out: no validation loss, and samples are looked at but not judged")
+        else:
+            few = min(self.kind.judged(self.unseen), len(self.data)) < self.kind.fewest
+            why = f"; too few to judge samples by, {self.kind.fewest} or more do" if few else ""
+            chosen = f" ({self.unseen.chosen})" if self.unseen.chosen else ""
+            lines.append(f"held out: {len(self.unseen)} samples{chosen}{why}")
+        return "\n".join(lines)
 
     def _log(self) -> list[dict[str, Any]]:
         """The lines of all trainings, one after the other: steps and seconds go on counting."""
@@ -256,18 +219,6 @@ class RunFolder:
         )
 
 
-def _read_alike(data: Data, mine: Data) -> None:
-    """Scale other data, and number their classes, as those of the run."""
-    mine = mine.data if isinstance(mine, Subset) else mine
-    if isinstance(data, Unpaired) and isinstance(mine, Unpaired):
-        _read_alike(data.source, mine.source)
-        _read_alike(data.target, mine.target)
-    if isinstance(data, TensorData) and isinstance(mine, TensorData):
-        data.affine = mine.affine
-    if isinstance(data, TensorData | Pictures) and data.labels is not None:
-        data.renumber(mine.classes)
-
-
 def prepare(request: Request, dry: bool = False) -> RunFolder:
     """A new run; a dry one only looks, so its folder may exist.
 
@@ -314,8 +265,7 @@ def open_run(folder: Path, resume: bool = False) -> RunFolder:
     """
     weights = folder
     folder, config = read_run(folder)
-    stored = config["request"]
-    request = DataRequest(source=stored["source"], paths=tuple(stored["paths"]), options=stored["options"])
+    request = DataRequest.of(config["request"])
     kept = replace(request, options=kept_options(request.source, request.options, folder))
     here = kept.is_here() or "remembered" not in config
     if here:
@@ -329,10 +279,6 @@ def open_run(folder: Path, resume: bool = False) -> RunFolder:
     if here and mark and mark != run.data.fingerprint():
         raise BadFile(f"the data of {folder} has changed since it was trained on: {' '.join(request.paths)}")
     return run
-
-
-def _request_json(request: DataRequest) -> dict[str, Any]:
-    return {"source": request.source, "paths": list(request.paths), "options": dict(request.options)}
 
 
 def default_device() -> str:

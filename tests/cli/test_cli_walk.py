@@ -166,7 +166,8 @@ def test_other_held_out_data_is_read_as_the_run_was(capsys, tmp_path):
     np.savez(tmp_path / "c.npz", x=x[:20] + 3, label=np.array(["dog"] * 20))
     argv = ["train", "arrays", "--data", tmp_path / "a.npz", "--labels", "label", "--option", "range=standardise"]
     run(capsys, *argv, "--out", tmp_path / "run", *TINY)
-    other = open_run(tmp_path / "run")._other([tmp_path / "b.npz"])
+    trained = open_run(tmp_path / "run")
+    other = trained.request.other([tmp_path / "b.npz"], trained.data)
     assert other.classes == ("ant", "bee", "cow") and other.labels.unique().tolist() == [1, 2]
     scaled = (x[:20] + 3 - x.mean()) / x.std()
     np.testing.assert_allclose(other.batch(range(20))["x"], scaled, rtol=1e-4, atol=1e-5)

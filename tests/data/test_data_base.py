@@ -155,8 +155,9 @@ def test_splits_are_disjoint_stratified_and_repeatable():
     assert torch.bincount(y[test], minlength=3).tolist() == [10, 2, 0]
     assert torch.equal(test, split_indices(61, 0.2, seed=1, labels=y)[1])
     assert not torch.equal(test, split_indices(61, 0.2, seed=2, labels=y)[1])
-    for fraction in (0.0, 1.0, 0.001):
-        with pytest.raises(BadValue):
+    assert len(split_indices(61, 0.001)[1]) == 1
+    for fraction in (0.0, 1.0, True):
+        with pytest.raises((BadValue, BadType), match="a share in"):
             split_indices(61, fraction)
     data = digits("all")
     a, b = split(data, 0.25)

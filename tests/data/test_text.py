@@ -146,5 +146,5 @@ def test_ids_are_checked():
         Characters("ab").encode("abc")
     with pytest.raises(BadValue, match="each once"):
         Characters("aba")
-    with pytest.raises(BadValue, match="^1 windows of 8 tokens.*need 2"):
+    with pytest.raises(BadValue, match=r"^1 windows of 8 tokens.*need 2"):
         split(TokenData(torch.zeros(8, dtype=torch.long), 8, 3), 0.1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from condiff.cli.main import main
-from condiff.data import bouncing_ball, clips, of_clips, read_frames, video
+from condiff.data import bouncing_ball, clips, of_clips, read_frames, split, video
 from condiff.errors import BadValue
 from condiff.methods import Facts
 from condiff.methods.flow_matching import recipe as flow
@@ -56,7 +56,7 @@ def test_the_data_are_clips_with_first_frames(folder):
     assert torch.equal(row["cond"]["first"], row["x"][:, :2]) and data.kinds == {"first": "frames"}
     assert type(kind_of(data)).__name__ == "Clips"
     assert type(kind_of(clips(folder, 5))).__name__ == "Clips"
-    train, held = kind_of(data).split(data, 0.2)
+    train, held = split(data, 0.2)
     paths = [{str(found[0].windows[i].footage.path) for i in found[1]} for found in map(of_clips, (train, held))]
     assert paths[0] and paths[1] and not paths[0] & paths[1]  # recordings are never in both
     with pytest.raises(BadValue, match="at least one given"):

@@ -5,10 +5,10 @@ knows pictures from text. A new kind is one class and its place here:
 
 1. A module beside this one with a subclass of :class:`Kind` (or of a kind that is nearly it) and its ``matches(data)``.
    Then what differs from plain values, and only that: ``default_method``, ``network`` and ``training`` (defaults for
-   its :class:`condiff.methods.Facts`), ``fits`` (which processes make such samples), ``split`` (where a random
-   split would be wrong, as in time), ``judged`` and ``score`` (the figures of metrics.json; say in
-   ``report.MEANING`` what a new one means), ``shown`` and ``show`` (what is looked at), ``endings``, ``ending`` and
-   ``write`` (the files of ``condiff sample --out``), ``read_conditions`` (``--condition``).
+   its :class:`condiff.methods.Facts`), ``fits`` (which processes make such samples), ``judged``, ``fewest`` and
+   ``score`` (the figures of metrics.json; say in ``report.MEANING`` what a new one means), ``shown`` and ``show``
+   (what is looked at), ``endings``, ``ending`` and ``write`` (the files of ``condiff sample --out``),
+   ``read_conditions`` (``--condition``). What is held out of data that can't be cut at random is ``Data.cut``'s.
 2. Samples that aren't the end of one trajectory override :meth:`Kind.draw`, which makes the rows of a
    :class:`~condiff.methods.drawn.Plan` and returns a :class:`~condiff.methods.drawn.Part`. Frames rolled out block by
    block, or a forecast from the past of ``plan.cond``, are such. Row i must depend on ``plan.seed + i`` and its own

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from condiff import figures
 from condiff.conditions import Conditions
-from condiff.data import Data, Recalled, Subset, of_clips, read_frames, split, split_indices
+from condiff.data import Data, Recalled, read_frames
 from condiff.data.clips import FIRST
 from condiff.errors import BadFile, BadValue
 from condiff.methods.drawn import Drawing, Part, Plan
@@ -36,6 +36,7 @@ class Clips(Kind):
     """Clips of frames, judged against how the real ones went on, seen as strips and animations."""
 
     holds = "clips"
+    fewest = 1
     default_method = "ca2-vdm"
     endings = (".gif", ".webp", ".png", ".npz", ".npy")
     ending = ".gif"
@@ -66,19 +67,6 @@ class Clips(Kind):
         return TrainConfig(
             steps=100_000, batch=16, lr=1e-4, warmup=1000, ema=(0.9999, 0.999), save_every=2000, validate_every=2000
         )
-
-    def split(self, data: Data, share: float) -> tuple[Data, Data]:
-        """By recordings, where there are several: parts of one are too alike."""
-        found = of_clips(data)
-        if found is None:
-            return split(data, share)
-        paths = [found[0].windows[i].footage.path for i in found[1].tolist()]
-        names = list(dict.fromkeys(paths))
-        if len(names) == 1:
-            return split(data, share)
-        held = {names[i] for i in split_indices(len(names), share, 0)[1].tolist()}
-        rows = [[i for i, path in enumerate(paths) if (path in held) == out] for out in (False, True)]
-        return Subset(data, rows[0], data.name), Subset(data, rows[1], f"{data.name}, held out")
 
     def recalled(self, facts: Mapping[str, Any], options: Mapping[str, Any]) -> Data:
         data = Recalled(facts)

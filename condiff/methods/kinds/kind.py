@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from torch import Tensor
 
-from condiff.data import Data, Recalled, remember, split
+from condiff.data import Data, Recalled, remember
 from condiff.errors import BadFile, BadValue, Incompatible
 from condiff.files import replacing
 from condiff.methods import given
@@ -59,12 +59,14 @@ class Kind(ABC):
         holds: what its samples are, in a sentence that refuses a method.
         default_method: what ``condiff train`` uses unless told otherwise.
         sources: the words of ``condiff train`` whose runs keep something to be opened by (:meth:`kept_options`).
+        fewest: how many samples the figures of :meth:`score` need.
         endings: of the files that samples can be written to, beside a folder; ``ending`` is the default one.
     """
 
     holds: ClassVar[str] = "values"
     default_method: ClassVar[str] = "flow-matching"
     sources: ClassVar[tuple[str, ...]] = ()
+    fewest: ClassVar[int] = FEWEST
     endings: ClassVar[tuple[str, ...]] = (".png", ".npz", ".npy")
     ending: ClassVar[str] = ".npz"
 
@@ -109,9 +111,9 @@ class Kind(ABC):
                 f"{data.name} holds {self.holds}, which {method} can't learn: use --method {self.default_method}"
             )
 
-    def split(self, data: Data, share: float) -> tuple[Data, Data]:
-        """``(training, held-out)`` parts, where the source doesn't say."""
-        return split(data, share)
+    def options_like(self, options: Mapping[str, Any], data: Data) -> dict[str, Any]:
+        """The options of a source with which other data are read as some data were."""
+        return dict(options)
 
     # The run's folder
 

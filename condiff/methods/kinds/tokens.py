@@ -23,6 +23,7 @@ class Tokens(Kind):
 
     holds = "tokens"
     default_method = "radd"
+    fewest = 1
 
     def matches(self, data: Any) -> bool:
         return data.vocab is not None
@@ -52,6 +53,9 @@ class Text(Tokens):
 
     def matches(self, data: Any) -> bool:
         return isinstance(data, Data) and texts.find_tokenizer(data) is not None
+
+    def options_like(self, options: Mapping[str, Any], data: Data) -> dict[str, Any]:
+        return {**{k: v for k, v in options.items() if k != "vocab"}, "tokenizer": texts.tokenizer_of(data)}
 
     def kept(self, data: Data) -> dict[str, str]:
         return {texts.TOKENIZER: texts.tokenizer_of(data).to_json()}

@@ -24,6 +24,8 @@ MOST_NUMBERS = 2**25  # of volumes in one network call
 class Volumes(Kind):
     """(C, D, H, W): few at once, judged one by one, seen in their middle."""
 
+    fewest = 1
+
     def matches(self, data: Any) -> bool:
         return data.vocab is None and len(data.shape) == 4
 

@@ -35,6 +35,7 @@ class SeriesWindows(Kind):
     """Windows (L, 1 + lags), each over the size of its context; channel 0 is the series."""
 
     holds = "series"
+    fewest = 1
     default_method = "tsdiff"
     sources = ("series",)
     endings = (".csv", ".png", ".npz", ".npy")
