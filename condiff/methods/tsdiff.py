@@ -45,7 +45,16 @@ from condiff.metrics import sample_quantiles, weighted_quantile_loss
 from condiff.networks import GatedSeriesConfig
 from condiff.process import Discrete, Gaussian, Time
 from condiff.sampling import DDPM, Spaced, sample, typical_time
-from condiff.series import Forecast, Imputation, SelfGuidance, forecast, impute, refine_forecasts, seasonal_naive
+from condiff.series import (
+    Forecast,
+    Imputation,
+    Predictor,
+    SelfGuidance,
+    forecast,
+    impute,
+    refine_forecasts,
+    seasonal_naive,
+)
 from condiff.series.paths import refuse_told
 from condiff.training import Denoising, DiscreteTimes, TrainConfig, Trainer
 
@@ -157,6 +166,22 @@ class TSDiff:
         """Sample paths behind the end of each series: see :func:`condiff.series.forecast`."""
         led = SelfGuidance(by=guidance, scale=scale, shift=shift)
         return forecast(self.denoiser, self.items(data, gaps), self.spec, members=samples, guidance=led, **how)
+
+    def predictor(
+        self,
+        samples: int = 100,
+        guidance: str = "quantile",
+        scale: float = 4.0,
+        *,
+        shift: str | None = None,
+        gaps: bool = True,
+        **how: Any,
+    ) -> Predictor:
+        """The model for GluonTS's backtests: see :class:`condiff.series.Predictor`."""
+        led = SelfGuidance(by=guidance, scale=scale, shift=shift)
+        return Predictor(
+            denoiser=self.denoiser, spec=self.spec, members=samples, gaps=gaps, how={"guidance": led, **how}
+        )
 
     def impute(
         self, data: Any, samples: int = 100, guidance: str = "quantile", scale: float = 4.0, **how: Any
