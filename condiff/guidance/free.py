@@ -75,6 +75,13 @@ class Free(Guided):
         if isinstance(self.drop, str):
             raise BadValue(f"drop= is a list of names, such as ({self.drop!r},)")
 
+    @property
+    def time_free(self) -> bool:
+        """Whether what it says of tokens is the same at all times, and of each row whatever the others: then samplers
+        may reuse it."""
+        always_so = isinstance(self.scale, int | float) and self.interval is None and self.negative is None
+        return always_so and getattr(self.denoiser, "time_free", False)
+
     def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
         scale = strength(self.scale, level, x_t, 1.0, self.interval)
         if always(scale, 1.0):

@@ -66,6 +66,13 @@ class TokenPrediction:
         self._tokens = tokens
         self._log_probs = None if log_probs is None else self._normalise(log_probs)
 
+    @classmethod
+    def normalised(cls, x_t: Tensor, level: Any, log_probs: Tensor) -> TokenPrediction:
+        """Of log-probabilities that are normalised, with what is visible carried over: as they are, bit for bit."""
+        out = cls(x_t, level, tokens=ids(x_t))
+        out._tokens, out._log_probs = None, log_probs
+        return out
+
     @property
     def process(self) -> Any:
         return self.level.process

@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 
 from condiff.errors import BadValue, Degenerate, Incompatible
+from condiff.guidance import Free
 from condiff.process import Cosine, Gaussian
 from condiff.process.categorical import Absorbing, MaskAndUniform, UniformTokens
 from condiff.process.keep import CosineKeep, Geometric, LinearKeep, LogLinear
@@ -219,6 +221,44 @@ def test_reuse_changes_no_token_and_counts_each_sequence(solver, filtered):
     assert reused[-1].nfe <= 12 and int(plain[-1].state.extra["nfe"][0]) == 12
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountingFilter(TokenFilter):
+    """Counts the rows that it is asked to filter."""
+
+    rows: list = field(default_factory=list, compare=False)
+
+    def __call__(self, prediction):
+        self.rows.append(len(prediction.x_t))
+        return super().__call__(prediction)
+
+
+@pytest.mark.parametrize("solver", [TokenAncestral, TauLeaping, Unmask])
+def test_what_is_reused_is_filtered_once_and_said_as_if_anew(solver):
+    """Sorting a vocabulary at each step would cost what the reuse saves; a finished row says its tokens."""
+    model, kept = tokens(Absorbing(3), law(3, 4)), CountingFilter(top_p=0.9)
+    start, options = torch.full((16, 4), 3), {"grid": torch.linspace(1, 0, 13), "rng": range(16)}
+    start[5] = torch.tensor([0, 1, 1, 0])
+    plain = list(trajectory(model, start, solver=solver(filter=TokenFilter(top_p=0.9), reuse=False), **options))
+    reused = list(trajectory(model, start, solver=solver(filter=kept), **options))
+    assert sum(kept.rows) == int(reused[-1].state.extra["nfe"].sum()) < 12 * 16
+    for a, b in zip(plain, reused, strict=True):
+        torch.testing.assert_close(b.prediction.log_probs, a.prediction.log_probs, rtol=1e-12, atol=1e-12)
+        assert torch.equal(b.prediction.masked, a.prediction.masked)
+
+
+def test_guidance_of_one_scale_is_reused():
+    both = tokens(Absorbing(2), torch.stack([law(2, 4), law(2, 4, seed=1)]), classes=[0.5, 0.5])
+    model, start, cond = Counting(both), torch.full((20, 4), 2), {"label": torch.arange(20) % 2}
+    options = {"cond": cond, "steps": 30, "rng": range(20)}
+    reused = list(trajectory(Free(model, scale=2.0), start, solver=TokenAncestral(), **options))
+    assert model.rows == 2 * int(reused[-1].state.extra["nfe"].sum()) < 2 * 20 * 5
+    plain = list(trajectory(Free(model, scale=2.0), start, solver=TokenAncestral(reuse=False), **options))
+    assert torch.equal(reused[-1].x_s, plain[-1].x_s)
+    for changing in ({"scale": lambda level: 1.0 + level.t}, {"scale": 2.0, "interval": (0.2, 0.8)}):
+        assert not Free(model, **changing).time_free
+    assert not Free(Counting(both, time_free=False), scale=2.0).time_free
+
+
 def test_expected_evaluations_follow_the_formula():
     """RADD: n (1 - (1 - 1/n)^L) for log-linear noise."""
     oracle, n = tokens(Absorbing(2), law(2, 6)), 8
@@ -236,6 +276,9 @@ def test_reuse_is_off_where_it_would_be_wrong():
     uniform = Counting(tokens(UniformTokens(2), law()))
     sample(uniform, solver=TokenAncestral(), steps=4, num=3, seed=0)
     assert uniform.rows == 12
+    uniform.time_free = True  # nothing is ever masked: nothing would be evaluated
+    with pytest.raises(Incompatible, match="absorbing"):
+        sample(uniform, solver=TokenAncestral(reuse=True), steps=4, num=3, seed=0)
 
 
 def test_ancestral_and_leaping_agree_for_log_linear_noise_only():

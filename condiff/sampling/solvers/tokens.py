@@ -21,7 +21,7 @@ from torch import Tensor
 from condiff.errors import BadValue, Degenerate, Incompatible, unknown
 from condiff.process.categorical import TokenProcess
 from condiff.process.token_level import TokenLevel
-from condiff.process.token_prediction import TokenPrediction, soft
+from condiff.process.token_prediction import TokenPrediction, one_hot_log, soft
 from condiff.random import as_source
 from condiff.sampling.solver import Solver, State
 from condiff.sampling.solvers.token_filter import TokenFilter
@@ -70,44 +70,54 @@ def only_absorbing(levels: Sequence[TokenLevel], solver: Any) -> None:
         raise Incompatible(f"{type(solver).__name__} needs Absorbing(vocab), not {process}; TokenAncestral takes any")
 
 
-def evaluate(x: Tensor, state: State, run: Any, reuse: bool | None) -> TokenPrediction:
+def evaluate(x: Tensor, state: State, run: Any, reuse: bool | None, kept: TokenFilter | None = None) -> TokenPrediction:
     """The prediction at ``run.t``, with the number of evaluations of each sequence in ``state.extra["nfe"]`` (B,).
 
     With ``reuse`` a sequence is evaluated again only when one of its tokens has changed and it still holds a MASK
     (Ou 2025, RADD); by default where that is exact: absorbing process, a network that isn't told the time, no hooks.
+    ``kept`` acts on what is evaluated, and is reused with it.
     """
     if soft(x):
         raise BadValue("this rule needs a state of ids; RelaxedAncestral takes soft one-hots")
+    kept = TokenFilter() if kept is None else kept
     timed = not getattr(run.denoiser, "time_free", True)
-    exact = run.denoiser.process.visible_is_clean and getattr(run.denoiser, "time_free", False) and not run.hooks
-    if reuse and timed:
-        raise Incompatible("reuse=True needs a denoiser that isn't told the time (time_free=True)")
+    clean = run.denoiser.process.visible_is_clean
+    exact = clean and getattr(run.denoiser, "time_free", False) and not run.hooks
+    if reuse and (timed or not clean):
+        raise Incompatible("reuse=True needs an absorbing process and a denoiser that isn't told the time (time_free)")
     nfe = state.extra.setdefault("nfe", torch.zeros(len(x), dtype=torch.long, device=x.device))
     if not (exact if reuse is None else reuse):
         state.extra["nfe"] = nfe + 1
-        return run.denoise(x, run.t)
+        return kept(run.denoise(x, run.t))
     last = state.extra.get("x")
-    stale = (x == run.denoiser.process.mask_id).flatten(1).any(-1)
-    stale = stale if last is None else stale & (x != last).flatten(1).any(-1)
+    open_ = (x == run.denoiser.process.mask_id).flatten(1).any(-1)
+    changed = torch.ones_like(open_) if last is None else (x != last).flatten(1).any(-1)
+    stale = open_ & changed
     state.extra["x"], state.extra["nfe"] = x, nfe + stale
-    return _evaluate_rows(x, stale, state, run)
+    return _evaluate_rows(x, stale, changed & ~open_, state, run, kept)
 
 
-def _evaluate_rows(x: Tensor, stale: Tensor, state: State, run: Any) -> TokenPrediction:
-    cached = state.extra.get("log_probs")
+def _evaluate_rows(
+    x: Tensor, stale: Tensor, done: Tensor, state: State, run: Any, kept: TokenFilter
+) -> TokenPrediction:
+    """What is known of all rows: of the stale ones anew, of those that are done the tokens themselves."""
     if bool(stale.all()):
-        prediction = run.denoise(x, run.t)
+        prediction = kept(run.denoise(x, run.t))
         state.extra["log_probs"] = prediction.log_probs
         return prediction
+    known = state.extra.get("log_probs")
     if bool(stale.any()):
         rows = stale.nonzero()[:, 0]
-        new = run.denoise(x[rows], run.t.rows(rows), rows).log_probs
-        if cached is None:
-            cached = new.new_zeros(x.shape[0], *new.shape[1:])  # complete sequences: all tokens are carried over
-        cached = state.extra["log_probs"] = cached.index_copy(0, rows, new)
-    if cached is None:
-        cached = torch.zeros(*x.shape, run.denoiser.process.vocab, device=x.device)
-    return TokenPrediction(x, run.t, cached)
+        new = kept(run.denoise(x[rows], run.t.rows(rows), rows)).log_probs
+        known = new.new_zeros(x.shape[0], *new.shape[1:]) if known is None else known
+        known = known.index_copy(0, rows, new)
+    if known is None:
+        known = torch.zeros(*x.shape, run.denoiser.process.vocab, device=x.device)
+    if bool(done.any()):
+        rows = done.nonzero()[:, 0]
+        known = known.index_copy(0, rows, one_hot_log(x[rows], known.shape[-1], known.dtype))
+    state.extra["log_probs"] = known
+    return TokenPrediction.normalised(x, run.t, known)
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ class TokenAncestral(Solver):
         return steps_down(levels)
 
     def step(self, x: Tensor, c: TokenLevel, state: State, run: Any) -> tuple[Tensor, TokenPrediction, Tensor]:
-        prediction = self.filter(evaluate(x, state, run, self.reuse))
+        prediction = evaluate(x, state, run, self.reuse, self.filter)
         u = run.rng.uniform(x.shape, device=x.device)
         process = run.denoiser.process
         if not process.visible_is_clean:
@@ -181,7 +191,7 @@ class TauLeaping(Solver):
         return out
 
     def step(self, x: Tensor, c: TokenLevel, state: State, run: Any) -> tuple[Tensor, TokenPrediction, Tensor]:
-        prediction = self.filter(evaluate(x, state, run, self.reuse))
+        prediction = evaluate(x, state, run, self.reuse, self.filter)
         process = run.denoiser.process
         rates = process.reverse_rates(prediction)
         s, t = process.spread(c.t, x), process.spread(run.t.t, x)
@@ -234,7 +244,7 @@ class Unmask(Solver):
         return list(range(len(levels) - 1, 0, -1))
 
     def step(self, x: Tensor, c: int, state: State, run: Any) -> tuple[Tensor, TokenPrediction, Tensor]:
-        prediction = self.filter(evaluate(x, state, run, self.reuse))
+        prediction = evaluate(x, state, run, self.reuse, self.filter)
         masked, log_p = prediction.masked.flatten(1), prediction.log_probs.flatten(1, -2)
         count = masked.sum(-1)
         if self.per_step is not None and int(count.max()) > self.per_step * c:
