@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from condiff.aligned import STRENGTH, Aligned
-from condiff.conditions import Condition, Conditions, as_conditions
+from condiff.conditions import GUIDANCE, Condition, Conditions, as_conditions
 from condiff.denoiser import Denoiser
 from condiff.errors import BadValue, unknown
-from condiff.guidance import Combine, Free, Term
+from condiff.guidance import Combine, Distilled, Free, Term
 from condiff.networks import Tie, load_pair, save_pair
 from condiff.process import Moments
 from condiff.sampling import DDIM, Grid, Segments, Solver, Uniform, sample
@@ -34,8 +34,11 @@ def tied(denoiser: Denoiser, variables: Sequence[str], own: bool) -> Aligned:
 def guided(model: Any, scale: float = 1.0, hearing: float = 0.0) -> Any:
     """``e(nothing) + scale (e(c) - e(nothing)) + hearing (e(c) - e_apart(c))``, in one batched call.
 
-    ``hearing`` needs ``cond["joint"]``, the strength of the joint attention, which :meth:`UniCon.sample` gives.
+    ``hearing`` needs ``cond["joint"]``, the strength of the joint attention, which :meth:`UniCon.sample` gives. A
+    network that was distilled from a guided one is told ``scale``, and called once for it.
     """
+    if GUIDANCE in model.kinds:
+        model, scale = Distilled(model, scale=scale), 1.0
     if hearing == 0.0:
         return model if scale == 1.0 else Free(model, scale=scale)
     terms = [Term(weight=scale + hearing), Term(weight=-hearing, drop=(STRENGTH,)), Term(weight=1.0 - scale, keep=())]
@@ -125,6 +128,8 @@ class UniCon:
         given, hold, start = self._checked(dict(given or {}), dict(hold or {}), dict(start or {}))
         hold |= {name: 1.0 for name in given if name not in hold and name not in start}
         told = self._told(cond)
+        if GUIDANCE in told:
+            raise BadValue(f"how strongly the model is guided is scale=: leave {GUIDANCE!r} out of the conditions")
         num = next((len(v) for v in given.values()), told.batch) if num is None else num
         if num is None:
             raise BadValue("say how many samples: num=, conditions or a given variable")

@@ -37,8 +37,7 @@ class PairedAttention(Site):
         out = self._own(x, context, pairing, **options) if pairing.own else self.attention(x, context, **options)
         if self.crosses or not pairing.pairs:
             return out
-        heard = self.listen(x, pairing, self._attend(x, pairing, options.get("rotary")))
-        return out if heard is None else out + heard
+        return out + self.listen(x, pairing, self._attend(x, pairing, options.get("rotary")))
 
     def _own(
         self,

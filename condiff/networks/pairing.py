@@ -70,6 +70,7 @@ class Pairing:
         pairs: who hears whom. What several pairs say to a variable is summed.
         strength: of the joint attention, a number or one per row (B,).
         own: adapters of the rows of single variables, by their numbers.
+        before: tokens of text that come before a row's own, in networks that have both in one sequence.
 
     Raises:
         BadValue: the number of a variable that isn't there.
@@ -79,6 +80,7 @@ class Pairing:
     pairs: Sequence[Pair] = ()
     strength: float | Tensor = 1.0
     own: Mapping[int, str] = field(default_factory=dict)
+    before: int = 0
 
     def __post_init__(self) -> None:
         for index in (*(i for p in self.pairs for i in (p.first, p.second)), *self.own):
@@ -189,6 +191,10 @@ class Site(nn.Module, ABC):
     def layers(self) -> dict[str, Any]:
         """The linear projections by name, dots as ``_``."""
 
+    def own_layers(self) -> dict[str, Any]:
+        """Those that a variable's own adapter updates."""
+        return self.layers()
+
     @property
     @abstractmethod
     def crosses(self) -> bool:
@@ -203,10 +209,13 @@ class Site(nn.Module, ABC):
         """Of the tokens."""
         return next(iter(self.layers().values())).in_features
 
-    def listen(self, x: Tensor, pairing: Pairing, attend: Callable[[Exchange, int, int], tuple[Tensor, Tensor]]):
-        """What the rows hear of each other: the weighted sum over pairs, or None where nothing is tied.
+    def listen(
+        self, x: Tensor, pairing: Pairing, attend: Callable[[Exchange, int, int], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """What the rows hear of each other: the weighted sum over pairs.
 
         Args:
+            pairing: with one pair at least.
             attend: the two results for the blocks of a pair, each (B, N, C).
         """
         heard: dict[int, Tensor] = {}
@@ -217,8 +226,6 @@ class Site(nn.Module, ABC):
             for index, said, weight in zip(_ids(pair), sides, pair.weights, strict=True):
                 update = weight * said.to(x.dtype)
                 heard[index] = heard[index] + update if index in heard else update
-        if not heard:
-            return None
         silent = torch.zeros_like(next(iter(heard.values())))
         return torch.cat([strength * heard[i] if i in heard else silent for i in range(pairing.count)])
 
@@ -227,7 +234,7 @@ class Site(nn.Module, ABC):
         if not self.crosses:
             self.exchanges[name] = Exchange(self.layers(), self.width, rank, post)
         if own:
-            self.own[name] = low_rank_of(self.layers(), rank)
+            self.own[name] = low_rank_of(self.own_layers(), rank)
 
     def remove(self, name: str) -> None:
         for parts in (self.exchanges, self.own):
@@ -252,7 +259,7 @@ def sites_of(network: Any) -> dict[str, Site]:
     if make is None:
         raise Incompatible(
             f"{type(network).__name__} has no joint attention: use a DiT without token conditions beside the sequence, "
-            "or a wrapped UNet2DConditionModel or DiTTransformer2DModel"
+            "or a wrapped pipeline: Stable Diffusion, XL, 3, DiT, FLUX"
         )
     return make()
 

@@ -1,45 +1,30 @@
-"""Paired rows in wrapped pipelines: joint attention in diffusers' own blocks, and UniCon on Stable Diffusion."""
+"""Paired rows in wrapped pipelines: joint attention in diffusers' own blocks."""
 
 import pytest
 import tiny
+import tiny_video
 import torch
+from pairable import PIPELINES, read, stir, told_of
 
-import condiff as cd
-from condiff.aligned import Aligned
 from condiff.conditions import cat
 from condiff.errors import Incompatible
 from condiff.interop import add_lora, wrap
 from condiff.methods import unicon
-from condiff.methods.companions import UniCon
-from condiff.networks import LoRA, Pairing, Tie, add_pair, remove_pair
+from condiff.networks import LoRA, Pairing, add_pair, remove_pair
 from condiff.networks.pairing import Pair, sites_of
 
-PIPELINES = {
-    "stable_diffusion": (tiny.stable_diffusion, ["a fox", "a red fox"]),
-    "stable_diffusion_xl": (tiny.stable_diffusion_xl, ["a fox", "a red fox"]),
-    "dit": (tiny.dit, [1, 2]),
-}
 
-
-def stir(module):
-    rng = torch.Generator().manual_seed(1)
-    for name, p in module.named_parameters():
-        if "lora_B" in name or "post" in name:
-            torch.nn.init.normal_(p, std=0.3, generator=rng)
+@pytest.fixture(params=PIPELINES)
+def wrapped(request):
+    return read(request.param)
 
 
 def stacked(model, told, seed=0):
     """A batch of 2 x 2 rows, its level and conditions."""
     x = torch.randn(4, *model.denoiser.shape, generator=torch.Generator().manual_seed(seed))
     level = model.denoiser.process.at(torch.tensor([0.2, 0.5, 0.8, 0.35], dtype=torch.float64))
-    cond = model.encode(told)
-    return x, level, cat([cond, cond])
-
-
-@pytest.fixture(params=PIPELINES)
-def wrapped(request):
-    make, told = PIPELINES[request.param]
-    return wrap(make()), told
+    cond = told_of(model, told)
+    return x, level, cat([cond, cond.rows([1, 0])])
 
 
 def test_a_new_pair_changes_nothing_and_switched_off_it_is_the_base(wrapped):
@@ -75,115 +60,191 @@ def test_pairs_are_independent_and_weights_add_up(wrapped):
     order = torch.tensor([1, 0, 3, 2])
     turned = one(x[order], level.rows(order), cond.rows(order), pairing=pairing).x0
     torch.testing.assert_close(turned, said[order], rtol=1e-4, atol=1e-4)
+    for row in (0, 1):  # one pair at a time
+        some = [row, row + 2]
+        alone = one(x[some], level.rows(torch.tensor(some)), cond.rows(some), pairing=pairing).x0
+        torch.testing.assert_close(alone, said[some], rtol=1e-4, atol=1e-4)
 
 
-def test_the_joint_attention_is_the_equation():
-    """One block of Stable Diffusion's against its own words: updates follow the tokens that go in."""
-    model = wrap(tiny.stable_diffusion())
-    add_pair(model.denoiser.network, "pair", rank=2, post="shared")
-    stir(model.denoiser)
-    site = next(s for s in sites_of(model.denoiser.network).values() if not s.crosses)
-    (attention,), part = site._attention, site.exchanges["pair"]
-    h = torch.randn(4, 6, site.width)
+def test_roles_follow_the_numbers_of_a_pair(wrapped):
+    """The companion's rows first: the same pairs, said the other way round."""
+    model, told = wrapped
+    one, (x, level, cond) = model.denoiser, stacked(model, told)
+    add_pair(one.network, "pair", rank=2, own=True)
+    stir(one)
+    said = one(x, level, cond, pairing=Pairing(2, [Pair(0, 1, (0.5, 2.0))], own={1: "pair"})).x0
+    order = torch.tensor([2, 3, 0, 1])
+    turned = Pairing(2, [Pair(1, 0, (0.5, 2.0))], own={0: "pair"})
+    there = one(x[order], level.rows(order), cond.rows(order), pairing=turned).x0
+    torch.testing.assert_close(there[order], said, rtol=1e-4, atol=1e-4)
+    same = one(x[order], level.rows(order), cond.rows(order), pairing=Pairing(2, [Pair(0, 1)])).x0
+    assert (same[order] - said).abs().max() > 0.01  # each side has weights of its own
+
+
+# Two variables through a frozen network
+
+
+def states(model):
+    x = torch.randn(4, *model.denoiser.shape, generator=torch.Generator().manual_seed(0))
+    return {"image": x[:2], "depth": x[2:]}
+
+
+def times(image=(0.2, 0.5), depth=(0.8, 0.35)):
+    return {"image": torch.tensor(image, dtype=torch.float64), "depth": torch.tensor(depth, dtype=torch.float64)}
+
+
+def both_told(model, told):
+    """What the two variables are told, each its own prompts, and what each of them is told alone."""
+    parts = {"image": told_of(model, told), "depth": told_of(model, told[::-1])}
+    alike = {n: entry for n, entry in parts["image"].items() if entry.kind == "scalar"}
+    apart = {f"{name}.{n}": part[n] for name, part in parts.items() for n in part if n not in alike}
+    return {**alike, **apart}, {name: part.replace(**alike) for name, part in parts.items()}
+
+
+def test_it_begins_as_two_calls_of_the_frozen_network(wrapped):
+    model, told = wrapped
+    cond, parts = both_told(model, told)
+    x, t = states(model), times()
+    apart = {name: model.denoiser(x[name], t[name], parts[name]).x0 for name in x}
+    said = unicon.join(model.denoiser, ("image", "depth"), rank=2)(x, t, cond)
+    for name in x:
+        torch.testing.assert_close(said[name].x0, apart[name], rtol=1e-5, atol=1e-5)
+
+
+def test_each_side_has_a_time_of_its_own(wrapped):
+    """Untied, the other's time says nothing; tied, it is heard, and by the same pair alone."""
+    model, told = wrapped
+    cond, _ = both_told(model, told)
+    one, x = unicon.join(model.denoiser, ("image", "depth"), rank=2), states(model)
+    now, later = times(), times(depth=(0.8, 0.6))
+    assert torch.equal(one(x, now, cond)["image"].x0, one(x, later, cond)["image"].x0)
+    stir(one)
+    said, changed = one(x, now, cond)["image"].x0, one(x, later, cond)["image"].x0
+    assert torch.equal(said[0], changed[0]) and (said[1] - changed[1]).abs().max() > 1e-5
+
+
+def test_new_weights_alone_are_trained(wrapped):
+    model, told = wrapped
+    cond, _ = both_told(model, told)
+    frozen = {id(p) for p in model.denoiser.parameters()}
+    one = unicon.join(model.denoiser, ("image", "depth"), rank=2)
+    stir(one)
+    said = one(states(model), times(), cond)
+    (said["image"].x0.square().sum() + said["depth"].x0.square().sum()).backward()
+    for p in one.parameters():
+        assert (p.grad is None) if id(p) in frozen else p.grad.isfinite().all()
+    assert all(p.grad.any() for p in one.parameters() if p.requires_grad)
+
+
+# The joint attention in words
+
+
+def heads(x, attention):
+    return x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+
+
+def turned(x, rotary):
+    """Pairs of features rotated by their place."""
+    if rotary is None:
+        return x
+    cos, sin = rotary
+    quarter = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+    return x * cos + quarter * sin
+
+
+def cross(site, part, mine, side, theirs, other, rotary=None):
+    """What the tokens ``mine`` hear of ``theirs``, with the updates of each side's tokens."""
+    (attention,) = site._attention
 
     def project(name, tokens, side):
         low = getattr(part, side)[name]
         return site.layers()[name](tokens) + tokens @ low.lora_A.weight.T @ low.lora_B.weight.T
 
-    def cross(mine, side, theirs, other):
-        q, k, v = project("to_q", mine, side), project("to_k", theirs, other), project("to_v", theirs, other)
-        q, k, v = (a.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for a in (q, k, v))
-        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return project("to_out_0", mixed, side) @ part.post.linear.weight.T
+    q = heads(project("to_q", mine, side), attention)
+    k, v = (heads(project(name, theirs, other), attention) for name in ("to_k", "to_v"))
+    q = q if getattr(attention, "norm_q", None) is None else attention.norm_q(q)
+    k = k if getattr(attention, "norm_k", None) is None else attention.norm_k(k)
+    q, k = turned(q, rotary), turned(k, rotary)
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    out = project("to_out_0", mixed, side) if "to_out_0" in site.layers() else mixed
+    return out @ part.post.linear.weight.T
+
+
+def angles(tokens, width):
+    turn = torch.rand(tokens, width // 2, generator=torch.Generator().manual_seed(3)).repeat_interleave(2, dim=1)
+    return turn.cos(), turn.sin()
+
+
+LAYOUTS = {
+    "text apart": ("stable_diffusion", "attn1", False),
+    "dit": ("dit", "attn1", False),
+    "text beside": ("sd3", "attn", False),
+    "text beside, normalised": ("sd35", "attn", False),
+    "a second attention": ("sd35", "attn2", False),
+    "text beside, with places": ("flux_dev", "transformer_blocks.0.attn", True),
+    "one sequence": ("flux_dev", "single_transformer_blocks.0.attn", True),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_joint_attention_is_the_equation(layout):
+    """One block against its own words: updates follow the tokens that go in, text is nobody's companion."""
+    name, path, places = LAYOUTS[layout]
+    model, _ = read(name)
+    add_pair(model.denoiser.network, "pair", rank=2, post="shared")
+    stir(model.denoiser)
+    site = next(s for p, s in sites_of(model.denoiser.network).items() if p.endswith(path) and not s.crosses)
+    (attention,), part = site._attention, site.exchanges["pair"]
+    one_sequence, beside = path.startswith("single"), "text beside" in layout
+    text, tokens = (5 if places or beside else 0), 6
+    h, words = torch.randn(4, tokens, site.width), torch.randn(4, text, site.width)
+    rotary = angles(text + tokens, attention.head_dim) if places else None
+    own = None if rotary is None else tuple(r[text:] for r in rotary)
+    told = {"image_rotary_emb": rotary} if places else {}
+    told |= {"encoder_hidden_states": words} if beside else {}
+    given = torch.cat([words, h], dim=1) if one_sequence else h
 
     x, y = h[:2], h[2:]
-    wanted = attention(h) + torch.cat([0.5 * cross(x, "first", y, "second"), 2.0 * cross(y, "second", x, "first")])
-    said = attention(h, pairing=Pairing(2, [Pair(0, 1, (0.5, 2.0))]))
-    torch.testing.assert_close(said, wanted, rtol=1e-4, atol=1e-5)
+    heard = [
+        0.5 * cross(site, part, x, "first", y, "second", own),
+        2.0 * cross(site, part, y, "second", x, "first", own),
+    ]
+    plain = attention(given, **told)
+    said = attention(given, **told, pairing=Pairing(2, [Pair(0, 1, (0.5, 2.0))], before=text if one_sequence else 0))
+    if beside:
+        assert torch.equal(said[1], plain[1])
+        plain, said = plain[0], said[0]
+    if one_sequence:
+        assert torch.equal(said[:, :text], plain[:, :text])
+        plain, said = plain[:, text:], said[:, text:]
+    torch.testing.assert_close(said, plain + torch.cat(heard), rtol=1e-4, atol=1e-5)
 
 
-def test_it_goes_together_with_a_lora_of_the_whole_network():
-    model = wrap(tiny.stable_diffusion())
+# Beside other things
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "sd3", "flux_dev"])
+def test_it_goes_together_with_a_lora_of_the_whole_network(name):
+    model, told = read(name)
     add_lora(model, LoRA(rank=2))
     add_pair(model.denoiser.network, "pair", rank=2)
     stir(model.denoiser)
-    batch = stacked(model, ["a fox", "a red fox"])
+    batch = stacked(model, told)
     off = model.denoiser(*batch).x0
     assert torch.equal(model.denoiser(*batch, pairing=Pairing(2, [Pair(0, 1)], 0.0)).x0, off)
     assert (model.denoiser(*batch, pairing=Pairing(2, [Pair(0, 1)])).x0 - off).abs().max() > 0.01
 
 
 def test_networks_that_cant_be_paired_are_refused():
-    for pipe in (tiny.sd3(), tiny.ddpm()):
+    for pipe in (tiny.ddpm(), tiny_video.stable_video_diffusion(), tiny_video.wan(), tiny_video.cogvideox()):
         with pytest.raises(Incompatible, match="can't be paired"):
             add_pair(wrap(pipe).denoiser.network, "pair")
 
 
-# UniCon on Stable Diffusion
-
-
-def pictures(seed=0):
-    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2.0 - 1.0
-
-
-def trained(tmp_path, pipe):
-    """Joined, a few steps trained on latents of pairs with prompts, and saved."""
-    sd = wrap(pipe)
-    model = unicon.join(sd.denoiser, ("image", "depth"), rank=2)
-    told = {"image.prompt": sd.encode(["a fox"])["prompt"], "depth.prompt": sd.encode(["depth map, a fox"])["prompt"]}
-    with torch.no_grad():
-        z = sd.codec.encode(pictures())
-    cond = {name: entry.value.expand(2, -1, -1) for name, entry in told.items()}
-    rows = cd.data.TensorData(z, {"depth": z.flip(-1), **cond}, kinds={"depth": "map"}, range="keep")
-    data = cd.data.AsVariables(rows, image="x", depth="depth")
-    objective = unicon.objective(model, dropped=("prompt",))
-    run = cd.train(model, data, objective, steps=2, batch=2, lr=0.01, quiet=True, run_dir=tmp_path / "run")
-    pair = UniCon(run.ema, sd, trigger="depth map, ")
-    pair.save(tmp_path / "depth")
-    stored = cd.files.read_tensors(tmp_path / "run" / "model.safetensors")[0]
-    assert stored and all("lora_" in name or "post" in name for name in stored)
-    return pair
-
-
-def test_train_save_load_and_sample(tmp_path):
-    pair = trained(tmp_path, tiny.stable_diffusion())
-    again = UniCon.load(wrap(tiny.stable_diffusion()), tmp_path / "depth", ("image", "depth"), "depth map, ")
-    options = {"steps": 3, "scale": 3.0, "hearing": 1.0, "seed": 1}
-    made = pair.sample(["a fox", "a fox"], given={"depth": pictures(1)}, **options)
-    same = again.sample(["a fox", "a fox"], given={"depth": pictures(1)}, **options)
-    assert made["image"].shape == (2, 3, 16, 16)
-    torch.testing.assert_close(same["image"], made["image"], rtol=1e-4, atol=1e-4)
-    assert again.estimate(pictures(), ["a fox", "a fox"], steps=3).shape == (2, 3, 16, 16)
-    assert set(again.joint(["a fox"], steps=3)) == {"image", "depth"}
-    held = again.sample(["a fox"] * 2, given={"depth": pictures(1)}, hold={"depth": 0.5}, steps=3)
-    assert held["image"].isfinite().all()
-
-
-def test_untrained_it_draws_what_the_pipeline_draws():
-    """With the tie at its start the pictures are those of the pipeline's own guidance and scheduler."""
-    pipe = tiny.stable_diffusion()
-    sd = wrap(pipe)
-    pair = UniCon(unicon.join(sd.denoiser, ("image", "depth"), rank=2).eval(), sd)
-    model, cond = pair.model, pair._told(["a fox"])
-    start = torch.randn(1, *sd.denoiser.shape, generator=torch.Generator().manual_seed(0))
-    guided = cd.guidance.Free(model, scale=3.0)
-    grid = {name: sd.grid(4) for name in ("image", "depth")}
-    made = cd.sample(guided, initial={"image": start, "depth": start}, cond=cond, solver=cd.DDIM(), grid=grid)
-    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
-    theirs = pipe("a fox", latents=start, **options).images
-    torch.testing.assert_close(made["image"], theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_the_companions_prompt_begins_with_the_trigger():
-    sd = wrap(tiny.stable_diffusion())
-    pair = UniCon(Aligned(sd.denoiser, ("image", "depth")), sd, trigger="depth map, ")
-    told = pair._told(["a fox"])
-    assert torch.equal(told["prompt"].value, sd.encode(["a fox"])["prompt"].value)
-    assert torch.equal(told["depth.prompt"].value, sd.encode(["depth map, a fox"])["prompt"].value)
-
-
-def test_another_width_is_refused(tmp_path):
-    unicon_of = trained(tmp_path, tiny.stable_diffusion())
-    assert unicon_of.model.ties == (Tie("image", "depth", adapter="depth", own=True),)
-    with pytest.raises(Incompatible, match="another network"):
-        UniCon.load(wrap(tiny.dit()), tmp_path / "depth", ("image", "depth"))
+@pytest.mark.parametrize("name", ["stable_diffusion", "sd3", "flux_dev"])
+def test_fused_projections_are_refused(name):
+    """Their updates would be left out without a word."""
+    model, _ = read(name)
+    model.denoiser.network.net.fuse_qkv_projections()
+    with pytest.raises(Incompatible, match="unfuse_qkv_projections"):
+        add_pair(model.denoiser.network, "pair")

@@ -123,11 +123,11 @@ def dit(seed=0, classes=7, learned=True):
     return pipe
 
 
-def sd3(seed=0, t5=False, dynamic=False, layers=1):
+def sd3(seed=0, t5=False, dynamic=False, layers=1, **options):
     torch.manual_seed(seed)
     net = SD3Transformer2DModel(
         sample_size=8, patch_size=1, in_channels=4, num_layers=layers, attention_head_dim=8, num_attention_heads=4,
-        joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4,
+        joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4, **options,
     )  # fmt: skip
     encoders = [CLIPTextModelWithProjection(text_config()).eval() for _ in range(2)]
     pipe = StableDiffusion3Pipeline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from condiff.interop.backbones.base import (
     prompt_and_pooled,
     refuse_pictures,
 )
+from condiff.networks.pairing import Pairing
 
 PATCH = 2  # latents along a side of a token
 
@@ -53,6 +55,8 @@ class PackedFlow(Backbone):
         null: (L, D) and (P,), the empty prompt.
     """
 
+    attention_option = "joint_attention_kwargs"
+
     def __init__(self, net: Any, null: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__(net)
         kinds = {"prompt": "tokens", "pooled": "vector"}
@@ -65,6 +69,9 @@ class PackedFlow(Backbone):
         if self.net.config.guidance_embeds:
             told["guidance"] = need(cond, GUIDANCE, "how strongly it is guided").value.float()
         return {**told, "txt_ids": tokens.new_zeros(tokens.shape[1], 3)}
+
+    def placed(self, pairing: Pairing, told: dict[str, Any]) -> Pairing:
+        return replace(pairing, before=told["encoder_hidden_states"].shape[1])
 
     def said(self, x: Tensor, times: Tensor, told: dict[str, Any]) -> Tensor:
         height, width = x.shape[-2:]

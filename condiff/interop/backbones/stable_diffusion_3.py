@@ -20,6 +20,7 @@ class TextAndPooled(Backbone):
     """
 
     condition_kinds: ClassVar[dict[str, str]] = {"prompt": "tokens", "pooled": "vector"}
+    attention_option = "joint_attention_kwargs"
 
     def __init__(self, net: Any, null: tuple[Tensor, Tensor] | None = None, time_scale: float = 1000.0) -> None:
         super().__init__(net, time_scale)
