@@ -195,7 +195,8 @@ class Windows(Data):
             raise BadValue(f"{self.items[int(counts.argmin())].item}: no window lies in this part of the series")
         self._ends = counts.cumsum(0)
         self.values = padded(self.items)
-        self.level = sizes(self.items)
+        told_of = torch.arange(self.values.shape[1]) < (self.last + spec.length)[:, None]  # not what is held out
+        self.level = mean_size(self.values.nan_to_num(), self.values.isfinite() & told_of)
         self.shape = (spec.length, 1) if told else spec.shape
         self.kinds = {"features": "map"} if told else {}
         self.refused, self.gaps = tuple(refused), bool(any((~one.observed).any() for one in self.items))
@@ -218,7 +219,7 @@ class Windows(Data):
 
     @property
     def sizes(self) -> list[float]:
-        """Mean absolute value of each series."""
+        """Mean absolute value of each series, up to the end of its last window."""
         return self.level.tolist()
 
     @property

@@ -240,6 +240,30 @@ def test_the_split_is_in_time(reference):
     assert len(early) % 2 == 0 and early.fingerprint() != late.fingerprint() != data.fingerprint()
 
 
+def test_training_knows_nothing_of_what_is_held_out():
+    """Not even the size that a context of zeros is scaled by."""
+    frame = wide()
+    frame.iloc[:20] = 0.0
+    frame.iloc[20:24, 0] = 6.0
+    changed = frame.copy()
+    changed.iloc[31:] *= 1000.0  # behind all windows of the training part
+    seen, again = (Windows(read_series(f, "h"), SPEC).cut(0.3) for f in (frame, changed))
+    assert int(seen[0].last[0]) + SPEC.length == 31
+    a, b = (part.batch(range(len(part)))["x"] for part in (seen[0], again[0]))
+    assert torch.equal(a, b) and float(a.abs().max()) > 0.0
+    assert float(seen[0].level[0]) == pytest.approx(frame.iloc[:31, 0].mean())
+    assert float(again[1].level[0]) > 100.0
+
+
+def test_what_is_hidden_has_no_part_in_the_scale(reference):
+    """A conditional model is told a history over the mean size of what is left of it."""
+    data = Windows(reference, SPEC, told="end")
+    row = data.batch([5])
+    which, start = (int(v) for v in data.place(torch.tensor([5])))
+    values = reference[which].values[start : start + SPEC.length]
+    np.testing.assert_allclose(row["x"][0, :, 0], values / np.abs(values[:3]).mean(), rtol=1e-6)
+
+
 def test_from_the_words_of_a_command_line(tmp_path):
     wide().rename_axis("t").to_csv(tmp_path / "load.csv")
     data = open_data("series", path=tmp_path / "load.csv", freq="H", horizon=3, context=5, lags=[2])
