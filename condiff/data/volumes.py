@@ -153,9 +153,8 @@ class Volumes(Data):
     def place(self, i: int) -> Place:
         """Where a sample made from the conditions of row ``i`` belongs."""
         case = self._order[i]
-        first = self.condition[0] if self.condition else self.target
-        scans = {m: self.cases[case][m].read() for m in (self.condition or (first,))}
-        return Place(case, scans[first], self._background(scans) if self.condition else None)
+        scans = {m: self.cases[case][m].read() for m in (self.condition or (self.target,))}
+        return Place(case, located(scans), self._background(scans) if self.condition else None)
 
     def given(self, scans: Mapping[str, Scan], name: str | None = None) -> tuple[dict[str, Tensor], Place]:
         """The conditions of one sample, (1, 1, D, H, W) each, from scans of one case by modality.
@@ -176,8 +175,7 @@ class Volumes(Data):
         read = {m: scans[m].read() for m in self.condition}
         check_alike({scans[m].path.name: volume for m, volume in read.items()})
         cond = {m: torch.from_numpy(self.fitted(v.array, scans[m].path.name))[None, None] for m, v in read.items()}
-        first = self.condition[0]
-        return cond, Place(name or nifti.stem(scans[first].path), read[first], self._background(read))
+        return cond, Place(name or nifti.stem(scans[self.condition[0]].path), located(read), self._background(read))
 
     def _background(self, volumes: Mapping[str, Volume]) -> np.ndarray:
         """Where every scan has its lowest value."""
@@ -202,16 +200,22 @@ class Volumes(Data):
                 digest.update(f"{case} {modality} {scan.key} {sha256(scan.path)}".encode())
 
 
+def located(volumes: Mapping[str, Volume]) -> Volume:
+    """The first that says where it lies in space (arrays don't), else the first."""
+    return next((v for v in volumes.values() if v.affine is not None), next(iter(volumes.values())))
+
+
 def check_alike(volumes: Mapping[str, Volume]) -> None:
     """Raises :class:`BadValue` unless all have the same shape, and the same affine where they have one."""
     (first, one), *others = volumes.items()
     for name, other in others:
         if other.array.shape != one.array.shape:
             raise BadValue(f"{name} has {other.array.shape} voxels and {first} {one.array.shape}: resample one of them")
-        if one.affine is None or other.affine is None:
-            continue
-        gap = float(np.abs(other.affine - one.affine).max())
-        if gap > SAME:
+    affines = [(name, volume.affine) for name, volume in volumes.items() if volume.affine is not None]
+    for name, affine in affines[1:]:
+        first, reference = affines[0]
+        gap = float(np.abs(affine - reference).max())
+        if not gap <= SAME:  # nor where one isn't a number
             raise BadValue(
                 f"{name} and {first} lie differently in space (their affines differ by up to {gap:.3g}): register and "
                 "resample one of them"

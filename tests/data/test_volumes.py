@@ -23,7 +23,7 @@ from condiff.data import (
     write_phantoms,
     write_volume,
 )
-from condiff.data.volumes import Scan, centred, intensities
+from condiff.data.volumes import Scan, centred, check_alike, intensities
 from condiff.errors import BadFile, BadType, BadValue
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.5, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
@@ -73,6 +73,39 @@ def test_integers_with_slope_are_scaled_and_the_slope_is_not_inherited(tmp_path)
     assert np.array_equal(read.array, np.asarray(nib.load(tmp_path / "a.nii").dataobj, dtype=np.float32))
     write_volume(tmp_path / "b.nii", read.array, read)
     assert np.array_equal(read_volume(tmp_path / "b.nii").array, read.array)
+
+
+TURNED = np.array([[-1.44, -0.59, 0.0, 10.0], [-0.44, 1.91, 0.0, -20.0], [0.0, 0.0, 3.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
+KINDS = {
+    "qform": (np.int16, (5, 6, 7), 1, 0),
+    "sform": (np.uint8, (5, 6, 7), 0, 2),
+    "both": (np.float64, (5, 6, 7), 1, 1),
+    "neither": (np.int32, (5, 6, 7), 0, 0),
+    "one-volume series": (np.int16, (5, 6, 7, 1), 1, 1),
+    "series without": (np.int16, (5, 6, 7, 1, 1), 0, 0),
+}
+
+
+@pytest.mark.parametrize("end", ["<", ">"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_says_where_a_scan_lies_is_kept(tmp_path, kind, end):
+    """Either transform, both (also where they differ) or none; integers, big-endian files, axes of length 1 behind."""
+    dtype, shape, qform, sform = KINDS[kind]
+    values = (np.random.RandomState(0).rand(*shape) * 100).astype(np.dtype(dtype).newbyteorder(end))
+    image = nib.Nifti1Image(values, None, nib.Nifti1Header(endianness=end))
+    image.header.set_zooms([1.5, 2.0, 3.0, 2.5, 1.0][: len(shape)])
+    image.header.set_qform(TURNED, code=qform, strip_shears=True)
+    image.header.set_sform(TURNED @ np.diag([1.0, 1.0, 1.5, 1.0]), code=sform)
+    nib.save(image, tmp_path / "a.nii")
+    theirs, mine = nib.load(tmp_path / "a.nii"), read_volume(tmp_path / "a.nii")
+    out = nib.load(write_volume(tmp_path / "b.nii.gz", mine.array, mine))
+    assert out.shape == (5, 6, 7) and out.get_data_dtype().newbyteorder("=") == np.float32
+    assert np.array_equal(np.asarray(out.dataobj), values.reshape(5, 6, 7).astype(np.float32))
+    assert np.array_equal(out.affine, theirs.affine)
+    assert out.header.get_zooms() == theirs.header.get_zooms()[:3]
+    assert np.allclose(out.get_qform(), theirs.get_qform(), atol=1e-6)
+    for name in ("sform_code", "qform_code"):
+        assert int(out.header[name]) == int(theirs.header[name])
 
 
 def test_nifti2_stays_nifti2(tmp_path):
@@ -181,6 +214,8 @@ def test_writing_a_sample_where_it_belongs(folder, tmp_path):
         save(folder / f"p{i}" / f"p{i}-t1.nii.gz", both)
         save(folder / f"p{i}" / f"p{i}-pd.nii.gz", other)
     data = volumes(folder, "t2", condition=["t1", "pd"])
+    swapped = volumes(folder, "t2", condition=["pd", "t1"])  # the first has background that the second hasn't
+    assert np.array_equal(swapped.place(1).background, data.place(1).background)
     cond, place = data.given({m: Scan(folder / "p1" / f"p1-{m}.nii.gz") for m in ("pd", "t1")})
     assert list(cond) == ["t1", "pd"] and cond["t1"].shape == (1, *data.shape)
     x = data.batch([1])["x"][0] * 1.7
@@ -202,6 +237,25 @@ def test_given_scans_of_another_grid(folder, tmp_path):
     assert read_volume(data.write(tmp_path / "o.nii", cond["t1"][0], place)).array.shape == (10, 8, 10)
     with pytest.raises(BadValue, match="would lose"):
         data.given({"t1": Scan(save(tmp_path / "t1.nii.gz", scan(0, (20, 8, 10))))})
+
+
+def test_geometry_comes_from_whichever_scan_has_one(folder, tmp_path):
+    """An array says nothing of where it lies; the others are compared all the same."""
+    data = volumes(folder, "t2", condition=["t1", "pd"])
+    np.save(tmp_path / "t1.npy", scan(1))
+    given = {"t1": Scan(tmp_path / "t1.npy"), "pd": Scan(folder / "p0" / "p0-pd.nii.gz")}
+    cond, place = data.given(given)
+    assert place.name == "t1"
+    out = read_volume(data.write(tmp_path / "out.nii.gz", cond["t1"][0], place))
+    assert np.array_equal(out.affine, AFFINE)
+    three = volumes(folder, "t2", condition=["t1", "pd"], multiple=2)
+    three.condition = ("t1", "pd", "t2")
+    moved = save(tmp_path / "moved.nii", scan(5), AFFINE + np.eye(4)[[3, 0, 1, 2]])
+    with pytest.raises(BadValue, match=r"moved.nii and p0-pd.nii.gz lie differently"):
+        three.given({**given, "t2": Scan(moved)})
+    lost = Volume(scan(5), np.where(AFFINE == 10.0, np.nan, AFFINE))
+    with pytest.raises(BadValue, match="lie differently"):
+        check_alike({"a": Volume(scan(5), AFFINE), "b": lost})
 
 
 def test_refuses_given_scans(folder, tmp_path):
