@@ -238,18 +238,24 @@ class Trainer:
 
     def validate(self) -> float:
         """The loss on the validation data, with the averaged weights and always the same times and noise."""
-        world, rank = self.parallel.world, self.parallel.rank
-        size = min(len(self.validation), self.config.validation_size) // world * world
-        if size == 0:
-            raise BadValue(f"{len(self.validation)} rows of validation data are too few for {world} processes")
+        size = min(len(self.validation), self.config.validation_size)
         fetch, total = fetcher(self.validation), torch.zeros((), dtype=torch.float64, device=self.engine.device)
         with self.engine.judged("validation"):
-            for index, rows in enumerate(torch.arange(size).split(max(1, self.config.batch // world) * world)):
-                first, last = share(len(rows), rank, world)
+            for index, rows in enumerate(torch.arange(size).split(self.config.batch)):
+                part, parts, counts = self._validated(len(rows))
+                first, last = share(len(rows), part, parts)
                 batch = as_batch(fetch(rows[first:last], 0), self.kinds)
-                source = self.engine.source(rank, world, len(rows), "validation", index)
-                total += self.engine.loss(batch, source).double() * len(batch)
+                source = self.engine.source(part, parts, len(rows), "validation", index)
+                total += self.engine.loss(batch, source).double() * len(batch) * counts
         return float(self.parallel.total(total)) / size
+
+    def _validated(self, rows: int) -> tuple[int, int, bool]:
+        """This process's part of some rows, of how many parts, and whether it counts: where there are fewer rows than
+        processes, those that are left over look at the first row too, since sharded weights are used by all or none."""
+        world, rank = self.parallel.world, self.parallel.rank
+        if rows >= world:
+            return rank, world, True
+        return (rank, rows, True) if rank < rows else (0, rows, False)
 
     def _show_samples(self, sample: Callable[[nn.Module, int, Path | None], Any]) -> None:
         """Call the sample callback; with sharded weights in all processes, of which the first has the folder."""

@@ -19,12 +19,12 @@ CHANGES = {"steps": 8, "dropout": 0.0, "ema": (0.9,), "save_every": 4}
 PROGRAM = (
     "import sys, json, pathlib, tiny_training as tiny; order = json.loads(sys.argv[1]);"
     "run = pathlib.Path(order['run']);"
-    "work = tiny.trainer(run, validation=tiny.TinyData(10), **order['changes']); work.fit()"
+    "work = tiny.trainer(run, validation=tiny.TinyData(order['validation']), **order['changes']); work.fit()"
 )
 
 
-def run_two(run, changes):
-    two_processes.run_two(PROGRAM, json.dumps({"run": str(run), "changes": changes}))
+def run_two(run, changes, validation=10):
+    two_processes.run_two(PROGRAM, json.dumps({"run": str(run), "changes": changes, "validation": validation}))
 
 
 VALIDATION = tiny.TinyData(10)
@@ -61,6 +61,15 @@ def test_sharded_processes_train_as_one_and_resume_either_way(tmp_path, alone):
     shutil.rmtree(run / "checkpoints" / "step-000004")  # what is left was written sharded
     assert tiny.trainer(run, validation=VALIDATION, resume=True, **CHANGES).fit().step == 8
     assert_close_runs(alone, run)
+
+
+@pytest.mark.parametrize(("rows", "parallel"), [(1, "fsdp"), (9, "ddp")])
+def test_few_validation_rows_are_seen_by_two_processes_as_by_one(tmp_path, rows, parallel):
+    """Fewer than processes, and a last batch (of 8) with fewer."""
+    changes = {**CHANGES, "steps": 2, "save_every": 1}
+    tiny.trainer(tmp_path / "one", validation=tiny.TinyData(rows), **changes).fit()
+    run_two(tmp_path / "two", {**changes, "parallel": parallel}, validation=rows)
+    assert_close_runs(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 8])
