@@ -215,6 +215,35 @@ def test_one_order_is_exact_with_exact_conditionals():
     torch.testing.assert_close(bits_per_dim(got.total, 32), -got.total / 32 / math.log(2))
 
 
+def test_draws_are_one_in_each_part():
+    """Counts of masks: every one once, over a batch in training and over the draws of a sequence in the bound."""
+    counts = []
+
+    class Watching:
+        process, shape, time_free = EXACT.process, (L,), True
+
+        def __call__(self, x_t, t, cond=None):
+            counts.append((x_t == V).sum(-1))
+            return EXACT(x_t, t)
+
+    x = EXACT.sample(3 * L, 0)
+    order_bound(Watching(), x, L, rng=0)
+    assert torch.equal(torch.stack(counts).sort(0).values, torch.arange(1, L + 1)[:, None].expand(L, 3 * L))
+    seen = TokenDenoising(loss="k-dce")(Watching(), {"x": x}, 0).t.sort().values
+    torch.testing.assert_close(seen, torch.arange(1, L + 1).repeat_interleave(3).double() / L)
+    shares = TokenDenoising()(EXACT, {"x": x}, 0).t.sort().values * 3 * L
+    assert torch.equal(shares.ceil(), torch.arange(1, 3 * L + 1).double())
+    free = TokenDenoising(stratified=False)(EXACT, {"x": x}, 0).t.sort().values * 3 * L
+    assert not torch.equal(free.ceil(), torch.arange(1, 3 * L + 1).double())
+
+
+def test_the_bound_follows_the_conditions_of_its_rows():
+    both = oracles.tokens(Absorbing(V), torch.stack([law(), law(seed=1)]), classes=[0.5, 0.5])
+    x, cond = both.sample(7, 0), {"label": torch.arange(7) % 2}
+    got = order_bound(both, x, 1, law="order", rng=0, cond=cond, rows=3)
+    torch.testing.assert_close(got.total, both.log_prob(x, 0.0, cond), rtol=0, atol=1e-9)
+
+
 # Sampling
 
 
