@@ -301,8 +301,9 @@ def padded(items: Sequence[Series]) -> Tensor:
 
 
 def sizes(items: Sequence[Series]) -> Tensor:
-    """Mean absolute value of what is observed of each series, (items,)."""
-    return torch.tensor([float(np.abs(one.values[one.observed]).mean()) for one in items], dtype=torch.float64)
+    """Mean absolute value of what is observed of each series, (items,); 0 where nothing is."""
+    means = [np.nansum(np.abs(one.values)) / max(1, int(one.observed.sum())) for one in items]
+    return torch.tensor(means, dtype=torch.float64)
 
 
 def check_length(one: Series, spec: WindowSpec, steps: int) -> None:

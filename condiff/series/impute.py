@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from condiff.data import Series, WindowSpec
 from condiff.data.windows import check_length, gather, sizes
@@ -44,6 +46,7 @@ def impute(
     *,
     members: int = 100,
     seed: int = 0,
+    batch: int = 1024,
     **how: Any,
 ) -> list[Imputation]:
     """The gaps of each series, filled from both sides, window by window from the first gap on.
@@ -53,7 +56,7 @@ def impute(
     Args:
         denoiser: an unconditional model of such windows; a conditional one knows histories only.
         items: series, NaN where missing, at least a window long.
-        spec, how: as for :func:`condiff.series.forecast`.
+        spec, batch, how: as for :func:`condiff.series.forecast`.
 
     Raises:
         BadValue: a series shorter than a window, or without an observed value in a window with a gap; a conditional
@@ -63,23 +66,49 @@ def impute(
     check_members(members)
     for one in items:
         check_length(one, WindowSpec(freq=spec.freq, horizon=spec.horizon, context=spec.context), spec.length)
-    return [Imputation(one, _filled(denoiser, one, spec, members, seed, how).numpy()) for one in items]
+    at_once, made = max(1, batch // members), []
+    for first in range(0, len(items), at_once):
+        some = items[first : first + at_once]
+        filled = _filled(denoiser, some, spec, members, seed, {**how, "batch": batch})
+        made += [Imputation(one, values.numpy()) for one, values in zip(some, filled, strict=True)]
+    return made
 
 
 def _filled(
-    denoiser: Denoises, one: Series, spec: WindowSpec, members: int, seed: int, how: Mapping[str, Any]
-) -> torch.Tensor:
-    """All sample paths of a series, (members, n)."""
-    values = torch.from_numpy(one.values).repeat(members, 1)
-    level = sizes([one])
-    while bool((gaps := ~values[0].isfinite()).any()):
-        start = min(max(int(gaps.int().argmax()) - spec.length // 4, 0), len(one) - spec.length)
-        inside = slice(start, start + spec.length)
-        if not one.observed[inside].any():
-            raise BadValue(f"{one.item}: nothing is observed in {spec.length} steps from {one.times(start, 1)[0]} on")
+    denoiser: Denoises, items: Sequence[Series], spec: WindowSpec, members: int, seed: int, how: Mapping[str, Any]
+) -> list[Tensor]:
+    """All sample paths of each series, (members, n): a window of every series that still has a gap, and again."""
+    values = [torch.from_numpy(one.values).repeat(members, 1) for one in items]
+    level = sizes(items)
+    while left := [i for i, paths in enumerate(values) if not bool(paths[0].isfinite().all())]:
+        starts = [_start(items[i], values[i][0], spec) for i in left]
         # A window for each path, since what they were filled with before differs.
-        window = gather(values, torch.full((members,), start), spec, level.expand(members))
-        seeds = [derive_seed(seed, one.item, start, j) for j in range(members)]
-        found = path_each(denoiser, window, quantile_levels(members), seeds, **how)
-        values[:, inside] = torch.where(values[:, inside].isfinite(), values[:, inside], found)
+        parts = torch.cat([_part(values[i], start, spec) for i, start in zip(left, starts, strict=True)])
+        sizes_left = level[torch.tensor(left)].repeat_interleave(members)
+        window = gather(parts, torch.full((len(parts),), spec.reach), spec, sizes_left)
+        named = zip(left, starts, strict=True)
+        seeds = [derive_seed(seed, items[i].item, start, j) for i, start in named for j in range(members)]
+        found = path_each(denoiser, window, quantile_levels(members, len(left)), seeds, **how)
+        for i, start, own in zip(left, starts, found.split(members), strict=True):
+            there = values[i][:, start : start + spec.length]
+            values[i][:, start : start + spec.length] = torch.where(there.isfinite(), there, own)
     return values
+
+
+def _start(one: Series, path: Tensor, spec: WindowSpec) -> int:
+    """Where the window begins that fills the first gap of a path: a quarter of it lies before the gap, where it can.
+
+    Raises:
+        BadValue: nothing is observed in it.
+    """
+    gap = int((~path.isfinite()).int().argmax())
+    start = min(max(gap - spec.length // 4, 0), len(one) - spec.length)
+    if not one.observed[start : start + spec.length].any():
+        raise BadValue(f"{one.item}: nothing is observed in {spec.length} steps from {one.times(start, 1)[0]} on")
+    return start
+
+
+def _part(values: Tensor, start: int, spec: WindowSpec) -> Tensor:
+    """What a window and its lags see, (members, reach + L), NaN in front of the series."""
+    begin = start - spec.reach
+    return pad(values[:, max(begin, 0) : start + spec.length], (max(-begin, 0), 0), value=torch.nan)

@@ -59,6 +59,25 @@ def test_forecasts_say_when_and_are_near_what_the_history_allows():
     np.testing.assert_array_equal(made.quantile(0.5), np.sort(made.samples, axis=0)[round(63 * 0.5)])
 
 
+class Ramp:
+    """Every window is 1, 2, 3, ..., whatever is seen."""
+
+    process, shape, kinds = PROCESS, (12, 1), {}
+
+    def __call__(self, x_t, t, cond=None):
+        return Prediction(x_t, self.process.at(t), {"x0": torch.arange(1.0, 13.0)[:, None].expand_as(x_t) + 0.0 * x_t})
+
+
+def test_a_forecast_is_the_end_of_its_window():
+    one = noisy(20)
+    (made,) = forecast(Ramp(), [one], SPEC, members=2, steps=2, horizon=3)
+    scale = np.abs(one.values[12:]).mean()
+    np.testing.assert_allclose(made.samples, [scale * np.arange(9.0, 12.0)] * 2, rtol=1e-5)
+    one.values[[5, 9]] = np.nan  # a window from step 2 on, over the size of its first eight steps
+    (filled,) = impute(Ramp(), [one], SPEC, members=2, steps=2)
+    np.testing.assert_allclose(filled.samples[0, [5, 9]], np.nanmean(np.abs(one.values[2:10])) * np.array([4.0, 8.0]))
+
+
 @pytest.mark.parametrize("led", [SelfGuidance(), SelfGuidance(by="squares", scale=1.0)], ids=["quantile", "squares"])
 def test_a_series_times_a_number_has_forecasts_times_it(led):
     """Equivariance: up to round-off, since the model sees the same window."""
@@ -160,6 +179,38 @@ def test_gaps_are_filled_and_nothing_else_is_touched():
     np.testing.assert_allclose(made.filled.values[20], np.median(made.samples[:, 20]))
     whole = impute(ORACLE, [noisy(60)], SPEC, **HOW)[0]
     np.testing.assert_array_equal(whole.samples[2], truth)
+
+
+class Counted:
+    """An oracle that counts its calls."""
+
+    process, shape, kinds = PROCESS, (12, 2), {}
+
+    def __init__(self):
+        self.oracle, self.calls = lagged_oracle(), 0
+
+    def __call__(self, x_t, t, cond=None):
+        self.calls += 1
+        return self.oracle(x_t, t, cond)
+
+
+def test_series_are_filled_together_and_each_as_if_alone():
+    """One call a step for all series that still have a gap, whatever their number and lengths."""
+    items = [noisy(30, 0, 10.0, "a"), noisy(41, 1, 300.0, "b"), noisy(26, 2, 5.0, "c"), noisy(20, 3, 5.0, "whole")]
+    for one in items[:3]:
+        one.values[[1, 9, 10]] = np.nan
+    items[1].values[25:33] = np.nan
+    how = {"members": 3, "steps": 4, "seed": 5, "guidance": SelfGuidance(by="squares", scale=1.0)}
+    both = Counted()
+    made = impute(both, items, LAGGED, **how)
+    for one, found in zip(items, made, strict=True):
+        (alone,) = impute(lagged_oracle(), [one], LAGGED, **how)
+        np.testing.assert_allclose(found.samples, alone.samples, rtol=1e-4)
+    one = Counted()
+    impute(one, items[1:2], LAGGED, **how)  # the one with most gaps
+    assert both.calls == one.calls
+    parts = impute(lagged_oracle(), items, LAGGED, **{**how, "batch": 4})
+    np.testing.assert_allclose(parts[2].samples, made[2].samples, rtol=1e-4)
 
 
 def test_paths_that_diverge_are_refused():
@@ -288,6 +339,7 @@ def test_generated_series_have_days_weeks_and_levels():
             "nothing is observed in 12",
         ),
         (lambda: impute(ORACLE, [noisy()], SPEC, members=0), "at least 1"),
+        (lambda: impute(ORACLE, [noisy(), item([np.nan] * 12, "b")], SPEC, members=2), "b: nothing is observed in 12"),
         (lambda: refine_forecasts(ORACLE, [noisy(16)], [np.ones(4)], LAGGED, at=0.2), "12 steps and 2 channels"),
         (lambda: refine_forecasts(ORACLE, [noisy()], [], SPEC, at=0.2), "0 forecasts came for 1"),
         (lambda: refine_forecasts(ORACLE, [noisy()], [np.ones(3)], SPEC, at=0.2), "a base forecast is"),
