@@ -248,6 +248,26 @@ def test_what_a_frame_alone_is_told_goes_with_it():
         stream.push(z[0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_two_frames_of_a_tick_are_told_goes_with_each(kind):
+    z, labels = frames(10).reshape(5, 2, *SHAPE), torch.arange(10).reshape(5, 2) % 5
+    stream = Stream(guided(Stub(), kind), times_of(4), frames=2, dtype=torch.float64).start(rng=0, check=False)
+    for k in range(2):
+        stream.push(z[k], {"label": labels[k]})
+    other = Stream(guided(Stub(), kind), times_of(4), frames=2, dtype=torch.float64).start(rng=1, check=False)
+    other.load_state_dict({k: v.clone() for k, v in stream.state_dict().items()})
+    for one in (stream, other):
+        out = [one.push(z[k], {"label": labels[k]}) for k in range(2, 5)]
+        made = torch.cat([*(x for x in out if x is not None), *one.drain()])
+        wanted = torch.cat(
+            [
+                alone(one.denoiser, kind, frame[None], one.noise, times_of(4), int(label))
+                for frame, label in zip(z.flatten(0, 1), labels.flatten(), strict=True)
+            ]
+        )
+        torch.testing.assert_close(made, wanted, rtol=0.0, atol=1.4e-14 * float(wanted.abs().max()))
+
+
 def test_of_one_step_the_residual_is_the_noise_of_every_frame():
     stream, z = stream_of("self", 1), frames(3)
     level = PROCESS.levels(times_of(1))[0]
