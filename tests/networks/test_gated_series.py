@@ -76,6 +76,29 @@ def test_other_lengths_and_conditions_along_the_series():
             torch.testing.assert_close(mixed[1], out[1])
 
 
+def test_the_network_is_its_equation():
+    torch.manual_seed(0)
+    net = GatedSeries(shape=(7, 2), width=8, depth=2, states=4, conditions={"features": Map(3)}, residual=True)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, t, features = torch.randn(3, 7, 2), torch.rand(3), torch.randn(3, 7, 3)
+    with torch.no_grad():
+        told = torch.nn.functional.silu(net.time(t))[:, None]
+        maps = torch.cat(
+            net.bank(Conditions({"features": Condition(features, "map")}), x.mT, lambda v: v.mT).maps, 1
+        ).mT
+        h, skips = torch.relu(net.input(x)), 0.0
+        for block in net.stack:
+            u = h + block.told(told)
+            u = u + block.mix(torch.nn.functional.gelu(block.mixer(block.norm(u)))) + block.maps(maps)
+            gate = torch.tanh(u) * torch.sigmoid(u)
+            skips = skips + block.skip(gate)
+            h = h if block.on is None else h + block.on(gate)
+        want = net.output(torch.relu(net.last(skips))) + x
+        torch.testing.assert_close(net(x, t, {"features": features}), want)
+    assert [block.on is None for block in net.stack] == [False, True]
+
+
 def test_the_input_joins_the_output_when_asked():
     torch.manual_seed(0)
     x, t = torch.randn(2, 6, 3), torch.rand(2)
