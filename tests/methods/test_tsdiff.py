@@ -37,6 +37,8 @@ def test_the_recipe_is_the_papers():
         made.target == "noise" and made.network.width == 64 and made.network.depth == 3 and made.network.states == 128
     )
     assert made.training.lr == 1e-3 and made.training.clip == 0.5 and made.training.batch == 64
+    assert made.network.time_scale == 100.0 and made.network.residual and made.training.weight_decay == 0.0
+    assert made.objective.times.grid == made.sampler.steps == 100 and isinstance(made.sampler.solver, DDPM)
     assert facts.shape == (72, 3) and find("tsdiff").recipe(facts) == made
 
 
@@ -86,6 +88,9 @@ def test_gaps_refinement_and_new_series(model):
     assert better[0].samples.shape == (4, 24) and not np.allclose(better[0].samples, base[0].samples)
     assert model.sample(2).shape == (2, 72)
     assert 0.0 < model.at < 1.0
+    elsewhere = TSDiff(model.denoiser, model.spec, at=0.9).refine(base, ITEMS, steps=2)
+    np.testing.assert_array_equal(elsewhere[1].samples, model.refine(base, ITEMS, steps=2, at=0.9)[1].samples)
+    assert not np.allclose(elsewhere[1].samples, better[1].samples)
 
 
 def test_runs_are_judged_by_windows_in_which_nothing_is_missing():
