@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny_training as tiny
 import torch
+import two_processes
 
 from condiff.conditions import GuidanceScale, Label
 from condiff.denoiser import Denoiser
@@ -124,6 +125,26 @@ def test_in_memory_it_is_the_same(whole):
     work = chain()
     work.fit()
     assert tiny.same(work.models["steps-1"].state_dict(), tensors(whole / "model-ema.safetensors"))
+
+
+CHAIN_IN_TWO = """
+import sys
+import test_chain
+assert test_chain.chain(sys.argv[1]).fit().stage == "steps-1"
+"""
+
+
+def test_two_processes_run_the_chain_of_one(tmp_path, whole):
+    """The weights go from stage to stage as in one process, up to round-off that four trainings amplify."""
+    two = tmp_path / "two"
+    two_processes.run_two(CHAIN_IN_TWO, two)
+    assert chain(two, resume=True).fit() == (12, False, None, "steps-1")  # finished, for one process too
+    for name in ("teacher", "guided", "steps-2", "steps-1"):
+        ours, theirs = (two_processes.lines(run / "stages" / name) for run in (two, whole))
+        losses = [torch.tensor([record["loss"] for record in records]) for records in (ours, theirs)]
+        torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-5)
+    weights = [tensors(run / "model-ema.safetensors") for run in (two, whole)]
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-3)
 
 
 def test_each_stage_begins_with_the_one_before_and_is_taught_by_it(whole):
