@@ -50,9 +50,10 @@ class Distilled(Guided):
 
     def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
         rows = first(x_t)
-        value: Weight | dict = strength(self.scale, level, x_t)
-        if isinstance(value, dict):
+        some = next(iter(level.values())) if isinstance(level, dict) else level
+        if some is not level and callable(self.scale) and not isinstance(self.scale, Tensor):
             raise Incompatible("a model is told one scale for its whole state, not one per variable: give a number")
+        value: Weight = strength(self.scale, some, rows)
         if isinstance(value, Tensor) and value.ndim > 1:
             raise BadValue(f"a model is told one scale per row, got a scale of shape {tuple(value.shape)}")
         scale = torch.as_tensor(value, dtype=torch.float32, device=rows.device).expand(rows.shape[:1])

@@ -177,7 +177,8 @@ class UniCon:
     def _told(self, cond: Any) -> Conditions:
         if self.source is None or isinstance(cond, Mapping) or cond is None:
             return as_conditions(cond, self.model.kinds)
-        companions = {f"{n}.": self.source.encode([self.trigger + p for p in cond]) for n in self.model.variables[1:]}
+        begun = [self.trigger + one for one in cond] if self.trigger else list(cond)
+        companions = {f"{n}.": self.source.encode(begun) for n in self.model.variables[1:]}
         own = {prefix + key: entry for prefix, entries in companions.items() for key, entry in entries.items()}
         return self.source.encode(cond).replace(**own)
 

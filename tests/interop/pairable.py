@@ -21,7 +21,8 @@ PIPELINES = {
 def read(name):
     """A wrapped pipeline, with short prompts where they are padded, and two entries that it is told."""
     make, told = PIPELINES[name]
-    return wrap(make(), length=12 if name.startswith("flux") else None), told
+    options = {"length": 12, "size": (32, 32)} if name.startswith("flux") else {}
+    return wrap(make(), **options), told
 
 
 def told_of(model, entries):
