@@ -180,6 +180,17 @@ def test_videos_of_a_whole_sampler_are_equal(scale, dtype, most):
     assert (videos[0] - videos[1]).abs().max() < most * videos[1].abs().max()
 
 
+@pytest.mark.parametrize("scale", [0.5, 7.5])
+def test_variances_of_guided_steps_are_those_under_the_conditions(scale):
+    network = net(conditions={"label": Label(3)}, learned_variance=True)
+    model, cond = Denoiser(network, Gaussian(Discrete.ddpm()), "noise", shape=SHAPE), {"label": [0, 2]}
+    told, other = model(clip(4), 0.7, cond), model(clip(4), 0.7)
+    guided = Free(model, scale=scale)(clip(4), 0.7, cond)
+    torch.testing.assert_close(guided.aux["variance"], told.aux["variance"], rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(other.aux["variance"], told.aux["variance"])
+    torch.testing.assert_close(guided.noise, other.noise + scale * (told.noise - other.noise), rtol=1e-9, atol=1e-9)
+
+
 def test_the_recipe_is_the_papers_on_clips():
     data = bouncing_ball(4, frames=13, side=16, given=1)
     recipe = ca2_vdm.recipe(Facts.of(data))
