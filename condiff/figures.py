@@ -34,6 +34,13 @@ def to_uint8(x: Float[Tensor, "batch channels height width"]) -> np.ndarray:
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
+def picture(x: Float[Tensor, "channels height width"], path: str | Path) -> None:
+    """Write one image."""
+    image = require_extra("PIL.Image", "train")
+    pixels = to_uint8(x[None])[0]
+    image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+
+
 def grid(
     x: Float[Tensor, "batch channels height width"],
     path: str | Path,

@@ -1,34 +1,51 @@
-"""``condiff edit``: a picture under another class or prompt."""
+"""``condiff edit``: pictures under other classes or prompts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from condiff.cli.options import Flag, OptionalPath, OptionalText, Pictures, RunFolder
+from condiff.cli.options import (
+    Flag,
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+    Pictures,
+    RunFolder,
+    Several,
+    TwoWords,
+)
 from condiff.cli.output import note, show_json
+from condiff.errors import BadValue
 
 
 @dataclass(frozen=True)
 class Edit:
     """Change a picture's class or prompt: find the noise that the model turns into it, and sample from there.
 
+    Prompts of a UNet keep the picture's layout by Prompt-to-Prompt: for a share of the steps attention is that of the
+    source. With --blend-words only what these words are about changes.
+
     Try:
       condiff edit runs/digits three.png --source 3 --target 8 --out eight.png
       condiff edit pipelines/sd-1.5 cake.jpg --source "a round cake" --target "a square cake" --out square.png
+      condiff edit pipelines/sd-1.5 pets/ --source "a cat" --target "a dog" --blend-words cat dog --weight dog=2
+      condiff edit pipelines/sd-1.5 PIE-Bench/mapping_file.json --out edited/
     """
 
     folder: RunFolder
     """A run on pictures with classes, or a saved diffusers pipeline."""
 
     pictures: Pictures
-    """A picture or a folder of them."""
+    """A picture, a folder of them, or a .json of edits as PIE-Bench has: image_path, original_prompt, editing_prompt,
+    blended_word."""
 
-    source: str
-    """Class or prompt of what is there."""
+    source: OptionalText = None
+    """Class or prompt of what is there; a .json says it."""
 
-    target: str
-    """Class or prompt of what it should become."""
+    target: OptionalText = None
+    """Class or prompt of what it should become; a .json says it."""
 
     steps: int = 50
     """Steps of the inversion, and of the way back."""
@@ -48,6 +65,31 @@ class Edit:
     keep_below: float = 0.4
     """From this time on, what doesn't change is taken from the picture; 0 for never."""
 
+    cross_attention: OptionalFloat = None
+    """Share of the steps in which words that both prompts have are looked at as in the source; 0.8 for prompts of a
+    UNet."""
+
+    self_attention: OptionalFloat = None
+    """Share of the steps in which places look at each other as in the source; 0.6 for prompts of a UNet."""
+
+    align: str = "refine"
+    """How prompts belong together: "refine" takes the tokens that both have, "replace" goes word for word."""
+
+    weight: Several = ()
+    """WORD=NUMBER: how much more, or less, a word of the target counts meanwhile. May be repeated."""
+
+    blend_words: TwoWords = None
+    """A word of the source and one of the target: only what they are about changes."""
+
+    blend_threshold: float = 0.3
+    """Of the largest attention to a word, how much makes a place part of what it is about."""
+
+    blend_from: float = 0.2
+    """Share of the steps after which the rest is held to the source."""
+
+    batch: OptionalInt = None
+    """Pictures that go through the network together: 16 for a run, 4 for a pipeline."""
+
     weights: str = "ema"
     """"ema", "raw", or the name of an averaged copy."""
 
@@ -55,7 +97,8 @@ class Edit:
     """cpu, cuda, cuda:1, mps."""
 
     out: OptionalPath = None
-    """A .png: what was given beside what was made; edited.png by default. How is in a .json beside it."""
+    """A .png: what was given beside what was made; edited.png by default. How is in a .json beside it. Of a list, a
+    folder with a .png for each edit; edited by default. What is there already, made in the same way, stays."""
 
     overwrite: Flag = False
     """Replace the output if it is there."""
@@ -64,30 +107,80 @@ class Edit:
     """Print how it was made as JSON."""
 
     def run(self) -> int:
+        from condiff.methods.edit_lists import run_edits
         from condiff.methods.editing import Request, run_edit
 
         request = Request(
-            pictures=self.pictures,
-            source=self.source,
-            target=self.target,
             steps=self.steps,
             iterations=self.iterations,
             rho=self.rho,
             scale=self.guidance,
             quantile=self.quantile,
             keep_below=self.keep_below,
-            weights=self.weights,
+            cross=self.cross_attention,
+            own=self.self_attention,
+            align=self.align,
+            threshold=self.blend_threshold,
+            blend_from=self.blend_from,
+            weights=_weights(self.weight),
+            batch=self.batch,
+            model_weights=self.weights,
             device=self.device,
             overwrite=self.overwrite,
         )
-        if not self.source.strip():
-            note("--source is empty: say what is there, or the edit changes more than it should", quiet=self.json)
-        facts = run_edit(self.folder, request, self.out or Path("edited.png"))
+        if self.pictures.suffix.lower() == ".json":
+            facts = run_edits(self.folder, self._listed(), request, self.out or Path("edited"))
+            worst = min((one["round_trip_psnr"] for one in facts["edits"].values()), default=0.0)
+            what = f"{facts['made']} edits made, {facts['pictures']} in {facts['out']}"
+        else:
+            source, target = self._sides()
+            out = self.out or Path("edited.png")
+            facts = run_edit(self.folder, self.pictures, source, target, self.blend_words, request, out)
+            worst, num = min(facts["round_trip_psnr"]), facts["pictures"]
+            what = f"{num} picture{'' if num == 1 else 's'}, {source} to {target}: {facts['out']}"
         if self.json:
             show_json(facts)
         else:
-            worst = min(facts["round_trip_psnr"])
-            num = facts["pictures"]
-            what = f"{num} picture{'' if num == 1 else 's'}, {self.source} to {self.target}: {facts['out']}"
-            note(f"{what}\nsampled back as {self.source}, PSNR to what was given: {worst:.1f} dB at the least")
+            note(f"{what}\nsampled back as the source, PSNR to what was given: {worst:.1f} dB at the least")
         return 0
+
+    def _listed(self) -> Path:
+        """
+        Raises:
+            BadValue: what a list says itself.
+        """
+        given = {"--source": self.source, "--target": self.target, "--blend-words": self.blend_words}
+        for name, value in given.items():
+            if value is not None:
+                raise BadValue(
+                    f"{self.pictures.name} says source, target and blended words of each edit: leave {name} out"
+                )
+        return self.pictures
+
+    def _sides(self) -> tuple[str, str]:
+        """
+        Raises:
+            BadValue: not both.
+        """
+        if self.source is None or self.target is None:
+            raise BadValue("say what is there and what it should become: --source and --target")
+        if not self.source.strip():
+            note("--source is empty: say what is there, or the edit changes more than it should", quiet=self.json)
+        return self.source, self.target
+
+
+def _weights(told: tuple[str, ...]) -> dict[str, float]:
+    """
+    Raises:
+        BadValue: no number for a word.
+    """
+    out = {}
+    for text in told:
+        word, _, number = text.rpartition("=")
+        try:
+            out[word] = float(number)
+        except ValueError:
+            word = ""
+        if not word.strip():
+            raise BadValue(f"--weight is WORD=NUMBER, got {text!r}")
+    return out

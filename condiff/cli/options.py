@@ -24,6 +24,7 @@ Several = Annotated[
     tyro.conf.UseAppendAction,
 ]
 Many = Annotated[tuple[tuple[str, ...], ...], _plain("TEXT..."), tyro.conf.UseAppendAction]  # --x a b, or --x a --x b
+TwoWords = Annotated[tuple[str, str] | None, _plain("WORD WORD")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Source = Annotated[str | None, tyro.conf.Positional, _plain("SOURCE")]
 RunFolder = Annotated[Path, tyro.conf.Positional, _plain("RUN")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ _HIDDEN = re.compile(r"(^|/)\.")
 
 
 def images(
-    path: str | Path,
+    path: str | Path | Sequence[Path],
     size: int | tuple[int, int] | None = None,
     *,
     labels: str | Path | None = "auto",
@@ -41,7 +42,7 @@ def images(
     """A folder of pictures, searched with its subfolders.
 
     Args:
-        path: the folder, or one picture.
+        path: the folder, or one picture, or a list of pictures, in whose order they come.
         size: pixels of the square, or (height, width); None when all pictures have one size.
         labels: ``"folders"``: the first subfolder on the way to a picture is its class; a ``.csv`` file with columns
             ``file`` and ``label``, files relative to ``path``; None: no labels; ``"auto"``: as ``"folders"`` if all
@@ -53,10 +54,8 @@ def images(
         BadFile: no such folder, no pictures in it, corrupt pictures (named and counted).
         BadValue: pictures beside subfolders, labels that name missing files, or lack some.
     """
-    root, framing = Path(path), _framing(size, channels, crop, flip, filter, background)
-    single = root.is_file() and root.suffix.lower() in SUFFIXES
-    files, refused = ([root], []) if single else _find(root)
-    root = root.parent if single else root
+    framing = _framing(size, channels, crop, flip, filter, background)
+    root, files, refused = _given(path)
     if labels == "auto":
         labels = _guess(root, files)
     named: list[str] | None = None
@@ -152,6 +151,19 @@ def find_pictures(path: str | Path) -> list[Path]:
 
 def _framing(size: Any, channels: Any, crop: Any, flip: bool, filter: str, background: Any) -> Framing:
     return Framing(size=as_size(size), channels=channels, crop=crop, flip=flip, filter=filter, background=background)
+
+
+def _given(path: str | Path | Sequence[Path]) -> tuple[Path, list[Path], list[Refused]]:
+    """The folder that pictures lie below, the pictures, and a note about what else lies there."""
+    if not isinstance(path, str | Path):
+        files = [Path(file).absolute() for file in path]
+        if not files:
+            raise BadValue("a list of pictures names at least one")
+        return Path(os.path.commonpath([file.parent for file in files])), files, []
+    root = Path(path)
+    if root.is_file() and root.suffix.lower() in SUFFIXES:
+        return root.parent, [root], []
+    return root, *_find(root)
 
 
 def _find(root: Path) -> tuple[list[Path], list[Refused]]:

@@ -10,13 +10,14 @@ Editing", NeurIPS 2025 (arXiv 2506.02560); without its correction it is SPDInv.
                                              doesn't change follows the inversion's own path
 
 :class:`~condiff.sampling.ImplicitDDIM` is the fixed point, :class:`~condiff.sampling.TowardsReference` the correction,
-:class:`~condiff.guidance.Proximal` and :class:`~condiff.sampling.KeepPath` the editing; this module puts them together.
+:class:`~condiff.guidance.Proximal` and :class:`~condiff.sampling.KeepPath` the editing, with prompts beside
+:class:`~condiff.sampling.AttentionEdit`, Prompt-to-Prompt's attention control; this module puts them together.
 
 What differs from the paper and its code: Picard's rule (or Anderson's) in place of AdamW, which needs gradients through
 the network and stops half-way (``ImplicitDDIM(rule="adamw", weight_decay=0.01)`` is theirs); no weight decay, which
 moved latents by itself; the first guess is corrected as every evaluation is; norms per sample; ``rms=True`` measures
-rho by the root mean square, so that it means the same for every size. Their prompt-to-prompt attention control isn't
-part of this: editing here is by guidance and path.
+rho by the root mean square, so that it means the same for every size; maps of the source's and target's attention are
+mixed without being written down, and padding is aligned as text is, in order.
 
 Claimed: better reconstruction and editing than DDIM inversion and the plain fixed point. :func:`reproduce` measures the
 round trip and a change of class on digits. The correction compares noise with the clean sample; with an exact solver
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from condiff.conditions import Conditions, as_conditions, cat
 from condiff.data import digits
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue
@@ -40,7 +42,19 @@ from condiff.methods.recipe import Recipe, Sampler
 from condiff.methods.reproduction import Comparison, Reproduction
 from condiff.metrics import psnr
 from condiff.process import Discrete, Gaussian
-from condiff.sampling import DDIM, Grid, ImplicitDDIM, Inversion, KeepPath, Spaced, TowardsReference, invert, sample
+from condiff.sampling import (
+    DDIM,
+    AttentionEdit,
+    Grid,
+    Hook,
+    ImplicitDDIM,
+    Inversion,
+    KeepPath,
+    Spaced,
+    TowardsReference,
+    invert,
+    sample,
+)
 from condiff.training import Denoising, UniformTimes
 
 GRID = Spaced("leading", last="first")  # of released models: the data stand at the first tabulated level
@@ -89,8 +103,12 @@ def edit(
     mode: str = "soft",
     below: float = 0.4,
     radius: int = 1,
+    attention: AttentionEdit | None = None,
 ) -> Tensor:
     """The samples as they would be under the target's conditions, (B, ...): from the inverted noise along its grid.
+
+    With attention control the source is sampled beside them, and its attention steers theirs; for K targets the result
+    is (K B, ...), those of one target after those of another.
 
     Args:
         denoiser: a conditional model, unguided.
@@ -98,11 +116,34 @@ def edit(
         source, target: conditions; with the same for both, nothing is guided.
         scale, quantile, mode: of :class:`~condiff.guidance.Proximal`.
         below, radius: of :class:`~condiff.sampling.KeepPath`; ``below=0`` keeps nothing.
+        attention: control of a network's attention to prompts, as ``sd.attention_edit(source, target)`` makes it; local
+            blend, if it has one, comes last.
+
+    Raises:
+        Incompatible: a network whose attention can't be controlled.
     """
+    if attention is not None:
+        found, source, target = _beside(denoiser, found, source, target, attention.control.targets)
     guided = Proximal(denoiser, scale=scale, source=source, quantile=quantile, mode=mode)
-    hooks = [KeepPath(found, below=below, radius=radius)] if below else []
-    grid = found.times.flip(0)
-    return sample(guided, cond=target, solver=DDIM(), initial=found.latent, grid=grid, hooks=hooks)
+    hooks: list[Hook] = [KeepPath(found, below=below, radius=radius)] if below else []
+    how: dict[str, Any] = {"solver": DDIM(), "initial": found.latent, "grid": found.times.flip(0)}
+    if attention is None:
+        return sample(guided, cond=target, hooks=hooks, **how)
+    with attention.on(denoiser):
+        out = sample(guided, cond=target, hooks=[*hooks, attention], **how)
+    return out[len(out) // (1 + attention.control.targets) :]
+
+
+def _beside(
+    denoiser: Denoises, found: Inversion, source: Mapping[str, Any], target: Mapping[str, Any], targets: int
+) -> tuple[Inversion, Conditions, Conditions]:
+    """The inversion for rows of the source and its targets, their references and what they are told."""
+    device, kinds, num = found.latent.device, getattr(denoiser, "kinds", None), len(found.latent)
+    source, target = as_conditions(source, kinds, device), as_conditions(target, kinds, device)
+    source = source.repeat(num) if source.batch == 1 else source
+    target = target.repeat(num) if target.batch == targets else target
+    path = [torch.cat([x] * (1 + targets)) for x in found.path]
+    return Inversion(found.times, path, found.nfe), cat([source] * (1 + targets)), cat([source, target])
 
 
 def reconstruct(denoiser: Denoises, found: Inversion, cond: Mapping[str, Any]) -> Tensor:

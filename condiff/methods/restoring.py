@@ -16,7 +16,7 @@ from condiff.conditions import as_conditions
 from condiff.config import from_config
 from condiff.data import Tiles, find_pictures, read_picture
 from condiff.denoiser import Denoises, device_of
-from condiff.errors import BadFile, BadValue, require_extra
+from condiff.errors import BadFile, BadValue
 from condiff.methods.drawing import override
 from condiff.methods.recipe import Recipe
 from condiff.methods.runs import check_device, default_device, read_run
@@ -140,7 +140,8 @@ def restore(folder: Path, pictures: Path, out: Path, *, seed: int = 0, overwrite
     started, nfe = time.perf_counter(), 0
     for i, (picture, target) in enumerate(zip(given, targets, strict=True)):
         restored, nfe = restorer(picture, derive_seed(seed, i))
-        _write(restored, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figures.picture(restored, target)
     sampler = restorer.recipe.sampler
     return {
         "out": str(out),
@@ -153,10 +154,3 @@ def restore(folder: Path, pictures: Path, out: Path, *, seed: int = 0, overwrite
         "nfe": nfe,
         "seconds": round(time.perf_counter() - started, 4),
     }
-
-
-def _write(picture: Tensor, path: Path) -> None:
-    image = require_extra("PIL.Image", "data")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = figures.to_uint8(picture[None])[0]
-    image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)

@@ -15,7 +15,7 @@ from condiff.aligned import Aligned
 from condiff.config import read_json
 from condiff.data import AsVariables, images, pairs
 from condiff.denoiser import Denoiser
-from condiff.errors import BadFile, BadValue, Incompatible, require_extra, unknown
+from condiff.errors import BadFile, BadValue, Incompatible, unknown
 from condiff.files import check_replaced, replacing
 from condiff.methods import names
 from condiff.methods.runs import check_device, check_folder, default_device, open_run
@@ -185,10 +185,8 @@ def _write(made: Mapping[str, Tensor], out: Path, stems: Sequence[str]) -> None:
         x = torch.stack(list(made.values()), 1).flatten(0, 1)
         figures.grid(x, out, labels=list(made) * len(stems), columns=2 * len(made))
         return
-    image = require_extra("PIL.Image", "train")
     with replacing(out) as temporary:
         for name, x in made.items():
             (temporary / name).mkdir(parents=True)
-            for stem, pixels in zip(stems, figures.to_uint8(x), strict=True):
-                picture = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-                image.fromarray(picture).save(temporary / name / f"{stem}.png")
+            for stem, one in zip(stems, x, strict=True):
+                figures.picture(one, temporary / name / f"{stem}.png")

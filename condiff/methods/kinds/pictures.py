@@ -7,7 +7,6 @@ from typing import Any
 
 from condiff import figures
 from condiff.data import Data
-from condiff.errors import require_extra
 from condiff.methods.drawn import Drawing, save_grid
 from condiff.methods.given import Given
 from condiff.methods.kinds.kind import Kind, OfRun
@@ -71,10 +70,9 @@ class Pictures(Fields):
 
 def _write_folder(made: Drawing, out: Path, names: tuple[str, ...]) -> None:
     """A PNG a sample, named after the picture that was given, or by number and class."""
-    image = require_extra("PIL.Image", "train")
     out.mkdir(exist_ok=True)
     repeated = len(names) < len(made.x) or len(set(names)) < len(names)
-    for i, pixels in enumerate(figures.to_uint8(made.x)):
+    for i, x in enumerate(made.x):
         name = f"{i:05d}" if repeated else names[i]
         name += f"-{made.names[i]}" if made.names else ""
-        image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(out / f"{name}.png")
+        figures.picture(x, out / f"{name}.png")
