@@ -33,9 +33,15 @@ class SimilarityFilter:
             raise BadValue(f"threshold is a cosine, at least -1, got {threshold}")
         if isinstance(max_skip, bool) or not isinstance(max_skip, int) or max_skip < 0:
             raise BadValue(f"max_skip must be an integer >= 0, got {max_skip!r}")
-        self.threshold, self.max_skip = threshold, max_skip
-        self.generator = torch.Generator().manual_seed(seed)
-        self.skipped, self._last = 0, None
+        self.threshold, self.max_skip, self.seed = threshold, max_skip, seed
+        self.generator = torch.Generator()
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew: forget the last frame, and draw from the seed again."""
+        self.generator.manual_seed(self.seed)
+        self.skipped: int = 0
+        self._last: Tensor | None = None
 
     def __call__(self, frame: Tensor) -> bool:
         """Whether the frame is to be worked on; a floating-point tensor of any one shape."""

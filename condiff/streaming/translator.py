@@ -28,7 +28,8 @@ class Translator:
         stream: of one frame a tick.
         codec: between pictures and latents; none by default.
         shape: of a picture (C, H, W); other sizes are cropped in the middle and resized.
-        still: which frames aren't worked on; none by default.
+        still: which frames aren't worked on; none by default. After :meth:`start` and :meth:`tell` so many are,
+            whatever it says, as it takes for a picture that is all new.
 
     Raises:
         BadValue: a stream of several frames a tick, a shape that the codec doesn't take.
@@ -55,6 +56,7 @@ class Translator:
             raise BadValue(f"pictures {self.shape} have latents {tuple(latent)}, and the stream takes {stream.shape}")
         self._framing = Framing(size=(self.shape[-2], self.shape[-1]), channels=self.shape[0])
         self._previous: Tensor | None = None
+        self._owed = 0  # frames that are worked on even if they are still
         self.encode: Any = None
 
     @property
@@ -65,12 +67,15 @@ class Translator:
     def start(self, cond: Mapping[str, Any] | Conditions | str | None = None, seed: int = 0) -> Translator:
         """Begin anew: the noises from the seed, what all frames are told from ``cond``, or a prompt."""
         self.stream.start(self._told(cond), rng=seed)
-        self._previous = None
+        if self.still is not None:
+            self.still.start()
+        self._previous, self._owed = None, self.delay + 1
         return self
 
     def tell(self, cond: Mapping[str, Any] | Conditions | str | None) -> None:
         """Another prompt, or other conditions, from the next frame on."""
         self.stream.tell(self._told(cond))
+        self._owed = self.delay + 1
 
     def _told(self, cond: Any) -> Any:
         if not isinstance(cond, str):
@@ -85,9 +90,13 @@ class Translator:
         For a still frame the previous one again.
         """
         x = self.read(frame)
-        if self.still is not None and not self.still(x):
+        if not self._changed(x) and not self._owed:
             return self._previous
+        self._owed = max(0, self._owed - 1)
         return self._worked(x)
+
+    def _changed(self, x: Tensor) -> bool:
+        return self.still is None or self.still(x)
 
     def clip(self, frames: Iterable[Picture]) -> Iterator[Tensor]:
         """One picture for every frame, in their order and none late: those on their way at the end are waited for.
@@ -98,7 +107,8 @@ class Translator:
         waiting = deque([0] * on_their_way)  # how many frames each picture stands for
         for frame in frames:
             x = self.read(frame)
-            if self.still is None or self.still(x):
+            if self._changed(x) or self._owed:
+                self._owed = 0  # its own picture is waited for
                 waiting.append(1)
                 made = self._worked(x)
                 yield from [] if made is None else [made] * waiting.popleft()
@@ -144,6 +154,7 @@ class Translator:
         """Of stream and filter, and the last picture."""
         parts = {"stream": self.stream, **({"still": self.still} if self.still is not None else {})}
         state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+        state["owed"] = torch.tensor(self._owed)
         return state if self._previous is None else {**state, "previous": self._previous}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -151,7 +162,7 @@ class Translator:
         for name, part in (("stream", self.stream), ("still", self.still)):
             if part is not None:
                 part.load_state_dict({k[len(name) + 1 :]: v for k, v in state.items() if k.startswith(name + ".")})
-        self._previous = state.get("previous")
+        self._previous, self._owed = state.get("previous"), int(state["owed"])
 
 
 def _image(frame: np.ndarray) -> Any:

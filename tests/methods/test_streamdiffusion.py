@@ -45,13 +45,57 @@ def test_what_guidance_and_prompts_are_refused():
         streamdiffusion.of_model(net, (10,), guidance="none", shape=(64,))
 
 
-def own(still=None, steps=(20, 40)):
+def own(still=None, steps=(20, 40), told=None):
     torch.manual_seed(0)
-    net = cd.networks.MLP(shape=(1, 8, 8), width=16, depth=1)
+    conditions = {} if told is None else {"label": cd.conditions.Label(10)}
+    net = cd.networks.MLP(shape=(1, 8, 8), width=16, depth=1, conditions=conditions)
     for parameter in net.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     model = cd.Denoiser(net.eval(), Gaussian(Rectified()), "velocity", shape=(1, 8, 8))
-    return streamdiffusion.of_model(model, steps, guidance="self", scale=1.5, still=still).start(seed=0)
+    return streamdiffusion.of_model(model, steps, guidance="self", scale=1.5, still=still).start(told, seed=0)
+
+
+def label(k):
+    return {"label": torch.tensor([k])}
+
+
+def test_a_still_scene_has_pictures_at_once_and_follows_a_new_prompt():
+    """While frames are on their way they come in, still or not: else the next picture would wait for many skips."""
+    steps, frame = (10, 20, 40), pictures(1)[0]
+    translator = own(SimilarityFilter(), steps, label(3))
+    made = [translator(frame) for _ in range(6)]
+    assert [x is None for x in made] == [True, True] + [False] * 4 and translator.stream.calls == 3
+    translator.tell(label(8))
+    again = [translator(frame) for _ in range(6)]
+    fresh = own(None, steps, label(8))
+    wanted = [fresh(frame) for _ in range(3)][-1]
+    assert translator.stream.calls == 6 and not torch.allclose(made[-1], wanted)
+    torch.testing.assert_close(torch.stack(again[2:]), wanted.expand(4, 1, 8, 8), rtol=0.0, atol=1e-5)
+    clip = own(SimilarityFilter(), steps, label(3)).clip(iter([frame] * 8))  # of a clip no picture is late
+    assert len(list(clip)) == 8
+
+
+def test_a_clip_follows_a_new_prompt_where_nothing_moves():
+    frame, steps = pictures(1)[0], (10, 20, 40)
+    translator = own(SimilarityFilter(), steps, label(3))
+
+    def frames():
+        yield from [frame] * 4
+        translator.tell(label(8))
+        yield from [frame] * 4
+
+    made, wanted = list(translator.clip(frames())), list(own(None, steps, label(8)).clip([frame] * 4))
+    assert len(made) == 8
+    torch.testing.assert_close(torch.stack(made[4:]), torch.stack(wanted), rtol=0.0, atol=1e-5)
+
+
+def test_a_translator_that_starts_again_forgets_what_was_still():
+    frame = pictures(1)[0]
+    translator = own(SimilarityFilter())
+    first = torch.stack(list(translator.clip([frame] * 3)))
+    calls = translator.stream.calls
+    again = torch.stack(list(translator.start(seed=0).clip([frame] * 3)))
+    assert torch.equal(again, first) and translator.stream.calls == calls
 
 
 @pytest.mark.parametrize("steps", [(40,), (10, 20, 40)], ids=len)
