@@ -135,12 +135,18 @@ def _table(path: Path, headless: bool) -> Any:
         raise BadFile(f"{path} is none of {', '.join(TABLES)}")
     try:
         if path.suffix == ".parquet":
-            return pandas.read_parquet(path)
+            frame = pandas.read_parquet(path)
+            return frame if frame.index.name not in TIME else frame.reset_index()
         if headless and all(_number(cell) for cell in pandas.read_csv(path, header=None, nrows=1).iloc[0]):
             return pandas.read_csv(path, header=None)
         return pandas.read_csv(path)
     except Exception as error:  # parsers raise whatever they like
         raise BadFile(f"{path} can't be read as a table: {error}") from error
+
+
+def _said(option: str, value: str) -> str:
+    """How an option of a table is said in Python, and in a terminal."""
+    return f"{option}= in Python, --option {option}={value} in a terminal"
 
 
 def _number(cell: Any) -> bool:
@@ -157,14 +163,20 @@ def _of_frame(
     for name in (item, time, value):
         if name is not None and name not in frame.columns:
             raise unknown("column", name, [str(c) for c in frame.columns])
+    if not len(frame):
+        raise BadValue(f"the table has no rows, its columns are {', '.join(map(str, frame.columns))}")
     item = item or next((name for name in ITEM if name in frame.columns), None)
     stamps, frame = _stamps(frame, time, item, start, freq)
     if item is None:
         columns = {str(name): frame[name] for name in frame.columns}
-        return [_regular(name, stamps, column, freq, gaps) for name, column in columns.items()]
+        try:
+            return [_regular(name, stamps, column, freq, gaps) for name, column in columns.items()]
+        except BadType as error:
+            raise BadType(f"{error}; of a long table, name the column of items ({_said('item', 'COLUMN')})") from error
     value = value or next((name for name in VALUE if name in frame.columns), None)
     if value is None:
-        raise BadValue(f"say with value= which of the columns {list(map(str, frame.columns))} holds the values")
+        names = ", ".join(map(str, frame.columns))
+        raise BadValue(f"say which of the columns {names} holds the values ({_said('value', 'COLUMN')})")
     if frame[item].isna().any():
         raise BadValue(f"row {int(np.argmax(frame[item].isna()))} of the table has no item ({item!r})")
     groups = frame[value].groupby(frame[item].to_numpy(), sort=False)
@@ -176,7 +188,7 @@ def _stamps(frame: Any, time: str | None, item: str | None, start: str | None, f
     pandas = require_extra("pandas", "series")
     if start is not None:
         if time is not None or item is not None:
-            raise BadValue("start= is for wide tables without timestamps")
+            raise BadValue(f"{_said('start', 'TIMESTAMP')} is for wide tables without timestamps")
         return pandas.date_range(start, periods=len(frame), freq=freq), frame
     if time is None and isinstance(frame.index, pandas.DatetimeIndex | pandas.PeriodIndex):
         index = frame.index
@@ -184,11 +196,16 @@ def _stamps(frame: Any, time: str | None, item: str | None, start: str | None, f
     time = time or next((name for name in TIME if name in frame.columns), None) or frame.columns[0]
     column = frame[time]
     if pandas.api.types.is_numeric_dtype(column):
-        raise BadValue(f"there is no column of timestamps (the first is {time!r}): name it with time=, or give start=")
+        raise BadValue(
+            f"there is no column of timestamps (the first is {time!r}): name it ({_said('time', 'COLUMN')}), or say "
+            f"when the first row is ({_said('start', 'TIMESTAMP')})"
+        )
     try:
         return pandas.DatetimeIndex(pandas.to_datetime(column)), frame.drop(columns=[time])
     except (ValueError, TypeError) as error:
-        raise BadValue(f"column {time!r} holds no timestamps ({error}): name the right one with time=") from error
+        raise BadValue(
+            f"column {time!r} holds no timestamps ({error}): name the right one ({_said('time', 'COLUMN')})"
+        ) from error
 
 
 def _regular(name: str, stamps: Any, column: Any, freq: str, gaps: bool) -> Series:
@@ -202,7 +219,7 @@ def _regular(name: str, stamps: Any, column: Any, freq: str, gaps: bool) -> Seri
     later = np.asarray(stamps[1:] > stamps[:-1])
     if not later.all():
         i = int(np.argmin(later))
-        raise BadValue(f"{name}: timestamps must increase, but {stamps[i + 1]} follows {stamps[i]}")
+        raise BadValue(f"{name}: timestamps must increase, but {stamps[i + 1]} follows {stamps[i]}: sort the rows")
     whole = _whole(stamps[0], stamps[-1], freq)
     place = whole.get_indexer(stamps)
     if (place < 0).any():
@@ -212,8 +229,8 @@ def _regular(name: str, stamps: Any, column: Any, freq: str, gaps: bool) -> Seri
     if len(whole) > len(stamps) and not gaps:
         absent = whole[~whole.isin(stamps)]
         raise BadValue(
-            f"{name}: {len(absent)} timestamps are absent, the first {absent[0]}: declare them with gaps=True "
-            "(--option gaps=true)"
+            f"{name}: {len(absent)} timestamps are absent, the first {absent[0]}: say that gaps are meant "
+            f"({_said('gaps', 'true')}), or fill them"
         )
     full = np.full(len(whole), np.nan)
     full[place] = values
@@ -252,8 +269,8 @@ def _checked(series: Series, gaps: bool) -> Series:
     if missing.any() and not gaps:
         first = series.times(int(np.argmax(missing)), 1)[0]
         raise BadValue(
-            f"{series.item}: {int(missing.sum())} values are missing, the first at {first}: declare them with "
-            "gaps=True (--option gaps=true), fill them, or leave the series out"
+            f"{series.item}: {int(missing.sum())} values are missing, the first at {first}: say that "
+            f"gaps are meant ({_said('gaps', 'true')}), fill them, or leave the series out"
         )
     if missing.all():
         raise BadValue(f"{series.item}: nothing is observed")

@@ -316,8 +316,8 @@ def check_length(one: Series, spec: WindowSpec, steps: int) -> None:
         raise BadValue(f"{one.item} has frequency {one.freq}, the windows {spec.freq}")
     if len(one) < steps + spec.reach:
         raise BadValue(
-            f"{one.item} has {len(one)} steps: {steps} and {spec.reach} more for lags are needed; give a shorter "
-            "context=, or fewer lags= (those of the training)"
+            f"{one.item} has {len(one)} steps: {steps} and {spec.reach} more for lags are needed. A model with a "
+            "shorter context and fewer lags needs less (--context N --option lags=[1] when it is trained)"
         )
 
 

@@ -96,6 +96,13 @@ def test_tables_without_timestamps_need_a_start(tmp_path):
         read_series(path, "D")
 
 
+def test_a_column_of_dates_may_be_a_parquet_file_s_index(tmp_path):
+    frame = wide().rename_axis("time")
+    frame.index = frame.index.astype(str)  # as of a table that was read from a .csv
+    frame.to_parquet(tmp_path / "load.parquet")
+    same(read_series(tmp_path / "load.parquet", "h"), read_series(wide(), "h"))
+
+
 def test_gaps_are_filled_where_they_are_declared():
     frame = wide(10).drop(wide(10).index[4])
     frame.iloc[2, 0] = np.nan
@@ -122,6 +129,9 @@ def nan_inside():
         (lambda: read_series(wide() / 0.0, "h", gaps=True), BadValue, "infinite"),
         (lambda: read_series(wide() * np.nan, "h", gaps=True), BadValue, "nothing is observed"),
         (lambda: read_series(wide().astype(str) + "x", "h"), BadType, "must be numbers"),
+        (lambda: read_series(long(wide()).rename(columns={"item_id": "shop"}), "h"), BadType, "--option item=COLUMN"),
+        (lambda: read_series(wide().iloc[:0], "h"), BadValue, "no rows"),
+        (lambda: read_series(long(wide()).rename(columns={"target": "sold"}), "h"), BadValue, "--option value=COLUMN"),
         (lambda: read_series(long(wide()), "h", item="itemid"), BadValue, "unknown column"),
         (lambda: read_series(np.zeros(3), "h"), BadType, "DataFrame"),
         (lambda: read_series([{"target": [1.0]}], "h"), BadType, "start and target"),
@@ -130,7 +140,7 @@ def nan_inside():
         (lambda: read_series([], "h"), BadValue, "no series"),
         (lambda: read_series("nowhere.csv", "h"), BadFile, "no such file"),
         (lambda: read_series(__file__, "h"), BadFile, "none of"),
-        (lambda: series(wide(), "h", 3), BadValue, "give a shorter"),
+        (lambda: series(wide(), "h", 3), BadValue, "shorter context and fewer lags needs less"),
         (lambda: series(wide(freq="15min"), "15min", 3), BadValue, "no customary lags"),
         (lambda: series(wide(), "h", 3, context=5, lags=(34,)), BadValue, "34 more for lags"),
         (lambda: series(wide(), "h", 0), BadValue, "at least 1"),
