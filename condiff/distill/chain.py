@@ -7,6 +7,7 @@ one that was cut short resumes bit for bit, as :class:`~condiff.training.Trainer
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from condiff.config import read_json
 from condiff.distill.stage import Stage, check_stages
 from condiff.errors import BadFile, BadType, BadValue
 from condiff.files import alone_in, write_json
-from condiff.model_files import CONFIG, check_same, copy_model, find_weights, load_weights
+from condiff.model_files import CONFIG, check_same, copy_model, find_weights, load_weights, save_model
 from condiff.training import Status, Trainer
 from condiff.training.parallel import Parallel
 from condiff.training.run_folder import claim, describe_run
@@ -115,13 +116,15 @@ class Chain:
             else:
                 if self.parallel.main and not self.quiet:
                     print(f"stage {place} of {len(self.stages)}: {stage.name}", file=sys.stderr, flush=True)
-                trainer = self._trainer(stage, student, stage.taught(model))
+                trainer = self._trainer(stage, stage.trained(model), stage.taught(model))
                 status = trainer.fit()._replace(stage=stage.name)
                 if status.stopped:
                     return status
+                if stage.lora is not None:
+                    self._merge(stage, trainer, status.step)
                 self._mark(stage, status.step)
                 if self.folder is None:
-                    student = trainer.averaged()
+                    student = stage.merged(trainer.averaged())
             if self.folder is not None:
                 weights = "ema" if stage.training.ema else "raw"
                 load_weights(student, find_weights(self._place(stage), weights))  # type: ignore[arg-type]
@@ -155,6 +158,14 @@ class Chain:
 
     def _finished(self, stage: Stage) -> bool:
         return self.folder is not None and (self._place(stage) / FINISHED).is_file()
+
+    def _merge(self, stage: Stage, trainer: Trainer, step: int) -> None:
+        """The stage's model with what was learned merged into its weights, in place of the two apart."""
+        if self.folder is not None and self.parallel.main:
+            names = [] if trainer.engine.ema is None else list(trainer.engine.ema.averages)
+            ema = {name: stage.merged(trainer.averaged(name)).state_dict() for name in names}
+            whole = stage.merged(copy.deepcopy(trainer.denoiser))
+            save_model(self._place(stage), whole, ema=ema, extra=trainer.record, step=step)
 
     def _mark(self, stage: Stage, step: int) -> None:
         if self.folder is not None and self.parallel.main:

@@ -17,6 +17,7 @@ from condiff.distill.grid import DistilledGrid
 from condiff.distill.teaching import GuidedDistillation, Halving, Taught
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.model_files import describe
+from condiff.networks import LoRA, attach_lora, detach_lora
 from condiff.random import seeded_weights
 from condiff.sampling import DDIM, Grid, Overshoot, Solver
 from condiff.training import Denoising, TrainConfig
@@ -34,6 +35,11 @@ class Stage:
         conditions: what the network is told from here on, name -> spec. Those that begin at zero weight leave what it
             says as it was.
         solver, grid, steps: what the stage's model is sampled with; as before where None.
+        lora: trains low-rank updates, and what the stage adds, in place of all weights. They are merged at its end, so
+            that its model is like any other.
+
+    Raises:
+        BadType, BadValue: another name or training. Incompatible: updates of weights that are sharded.
     """
 
     name: str
@@ -43,12 +49,15 @@ class Stage:
     solver: Solver | None = None
     grid: Grid | None = None
     steps: int | None = None
+    lora: LoRA | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
             raise BadValue(f"a stage is named by small letters, digits and dashes, got {self.name!r}")
         if not isinstance(self.training, TrainConfig):
             raise BadType(f"training= takes a TrainConfig, got {self.training!r}")
+        if self.lora is not None and self.training.parallel == "fsdp":
+            raise Incompatible("low-rank updates can't be merged into weights that are sharded: use parallel='ddp'")
 
     def student(self, before: Any) -> Any:
         """A denoiser that begins as the one before: a copy, told more where the stage says so.
@@ -62,6 +71,27 @@ class Stage:
             self.objective.check_student(out)
         return out
 
+    def trained(self, before: Any) -> Any:
+        """:meth:`student`, with what is trained of it: everything, or low-rank updates beside what it didn't have.
+
+        Raises:
+            BadValue: no layers to update.
+        """
+        out = self.student(before)
+        if self.lora is not None:
+            attach_lora(out, self.lora, seed=self.training.seed)
+            had = {name for name, _ in before.named_parameters()}
+            for name, value in out.named_parameters():
+                value.requires_grad_(value.requires_grad or _plain(name) not in had)
+        return out
+
+    def merged(self, after: Any) -> Any:
+        """What was trained, as a model like any other."""
+        if self.lora is not None:
+            detach_lora(after, merge=True)
+            after.requires_grad_(True)
+        return after
+
     def taught(self, before: Any) -> Any:
         """The objective, with the model before as its teacher where it takes one."""
         return self.objective.of(before) if hasattr(self.objective, "of") else self.objective
@@ -70,6 +100,11 @@ class Stage:
         """As JSON-ready data, with notes of the parts that condiff doesn't publish."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {n: describe(v) if dataclasses.is_dataclass(v) else to_config(v) for n, v in fields.items()}
+
+
+def _plain(name: str) -> str:
+    """The name that a weight has where nothing is updated."""
+    return name.replace(".base_layer.", ".").split(".lora_")[0]
 
 
 def extended(denoiser: Any, conditions: Mapping[str, Any]) -> Any:
@@ -95,18 +130,21 @@ def guided_stage(
     *,
     name: str = GUIDANCE,
     features: int = 256,
+    lora: LoRA | None = None,
 ) -> Stage:
     """The stage that turns a classifier-free guided model into one that is told its scale, in [low, high].
 
     Args:
         name: of the condition that holds the scale.
         features: of its embedding; see :func:`condiff.conditions.scale_features`.
+        lora: see :class:`Stage`.
     """
     return Stage(
         name="guided",
         objective=GuidedDistillation(transform=RandomScale(low=low, high=high, name=name), name=name),
         training=TrainConfig() if training is None else training,
         conditions={name: GuidanceScale(low, high, features)},
+        lora=lora,
     )
 
 
@@ -118,6 +156,7 @@ def halving_stages(
     scales: tuple[float, float] | None = None,
     stochastic: bool = False,
     taught: bool = False,
+    lora: LoRA | None = None,
 ) -> tuple[Stage, ...]:
     """The stages that halve a model's steps, from ``start`` to ``end``: students of ``start``, ``start / 2`` ... steps.
 
@@ -128,6 +167,7 @@ def halving_stages(
         scales: range of the guidance scales that the model is told; None for one that isn't told any.
         stochastic: students of :class:`~condiff.sampling.Overshoot` in place of DDIM.
         taught: the first teacher is such a student itself, of ``2 start`` steps.
+        lora: see :class:`Stage`.
 
     Raises:
         BadValue: ends that no halving connects.
@@ -144,6 +184,7 @@ def halving_stages(
             solver=solver,
             grid=DistilledGrid(n),
             steps=n,
+            lora=lora,
         )
         for n in counts
     )

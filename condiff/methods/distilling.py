@@ -21,6 +21,7 @@ from condiff.methods.guided_distillation import SCALES, rounds
 from condiff.methods.recipe import FIRST, Recipe
 from condiff.methods.runs import RunFolder, check_folder, fitted, open_run
 from condiff.model_files import save_model
+from condiff.networks import LoRA
 from condiff.process import Process
 
 FIRST_STEPS = 32  # at least, of the first student: fewer, and its teacher is too coarse a sampler
@@ -38,6 +39,7 @@ class Distillation:
             the run was distilled for where it was.
         training: fields of the training of each stage.
         stochastic: students of the stochastic sampler.
+        lora: rank of the updates of all linear layers that are trained, and merged, in place of all weights.
         guidance: what the new run is sampled with; the old one's by default.
         changes: further settings, ``KEY=VALUE``.
         folder: of the new run.
@@ -49,6 +51,7 @@ class Distillation:
     start: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     stochastic: bool = False
+    lora: int | None = None
     guidance: float | None = None
     changes: Sequence[str] = ()
     folder: Path = Path("runs/fast")
@@ -63,14 +66,15 @@ class Distillation:
         _check_process(base)
         scales, stages = self._scales(base), []
         first = fitted(replace(base.training, **self.training))
+        lora = None if self.lora is None else LoRA(rank=self.lora, targets=())
         if scales is not None and GUIDANCE not in dict(base.network.conditions):
-            stages.append(guided_stage(*scales, training=first))
+            stages.append(guided_stage(*scales, training=first, lora=lora))
         if self.steps:
             students = replace(rounds(base.training), **self.training)
             counts = halvings(self._first(base), min(self.steps))
             _check_steps(self.steps, counts, base)
             how = {"scales": scales, "stochastic": self.stochastic, "taught": _known(base) is not None}
-            stages.extend(halving_stages(counts[0], counts[-1], students, **how))
+            stages.extend(halving_stages(counts[0], counts[-1], students, lora=lora, **how))
         if not stages:
             raise BadValue("this run can't be guided, or is told its guidance already: say how many --steps are wanted")
         recipe = replace(base, stages=tuple(stages), method="guided-distillation")

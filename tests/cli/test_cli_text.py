@@ -9,6 +9,7 @@ from terminal import SMALL, run
 
 from condiff.cli.main import main
 from condiff.data import read_tokenizer
+from condiff.errors import BadValue
 from condiff.methods import texts
 from condiff.methods.runs import open_run
 from condiff.model_files import load_model
@@ -36,7 +37,10 @@ def test_a_run_keeps_what_it_needs(root, kind, capsys):
     model = load_model(folder)
     assert model.process.vocab == tokenizer.size and model.time_free
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["bits_per_character"] <= metrics["bits_per_token"] and metrics["nfe"] <= 8
+    assert metrics["perplexity"] == pytest.approx(2.0 ** metrics["bits_per_token"])
+    assert (metrics["bits_per_character"] < 0.9 * metrics["bits_per_token"]) == (kind == "bpe")
+    assert kind == "bpe" or metrics["bits_per_character"] == metrics["bits_per_token"]
+    assert metrics["nfe"] <= 8
     assert metrics["bigram_bits_per_token"] > 0.0 and metrics["samples"] > 6
     assert texts.RULE in (folder / "samples.txt").read_text() and "Samples" in (folder / "report.html").read_text()
     assert not list(folder.rglob("*.p*kl"))
@@ -81,6 +85,15 @@ def test_the_stored_tokenizer_is_the_one_that_is_used(root):
     assert opened.data.tokenizer.decode(known.tokens[known.mask].tolist()) == "the cat"
 
 
+def test_given_text_stands_where_it_is_said(root):
+    data = open_run(root / "char").data
+    known = texts.given_text(data, None, None, ["4=at", "-3=the"])
+    assert known.mask.nonzero()[:, 0].tolist() == [4, 5, 9, 10, 11]
+    assert data.tokenizer.decode(known.tokens[known.mask].tolist()) == "atthe"
+    with pytest.raises(BadValue, match="overlaps other text or 0"):
+        texts.given_text(data, None, None, ["-13=t"])
+
+
 def test_other_text_is_scored_with_the_runs_alphabet(root, capsys):
     (root / "other.txt").write_text("the log sat on the cat. " * 20)
     (root / "foreign.txt").write_text("Q" * 200)
@@ -117,8 +130,8 @@ def test_methods_and_data_fit_each_other(root, capsys):
 
 
 def test_bits_of_a_bigram_model():
-    train = torch.tensor([0, 1, 0, 1, 0, 1])
+    train = torch.tensor([0, 1, 0, 1, 1, 1])
     got = texts.bigram_nats(train, torch.tensor([[0, 1, 0]]), 2)
-    expected = -torch.tensor([4 / 8, 4 / 5, 3 / 4]).double().log().sum()
+    expected = -torch.tensor([3 / 8, 3 / 4, 2 / 5]).double().log().sum()
     torch.testing.assert_close(got[0], expected)
     assert texts.unigram_entropy(torch.tensor([[0, 1], [1, 0]]), 4) == pytest.approx(1.0)

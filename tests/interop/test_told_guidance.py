@@ -12,6 +12,7 @@ from condiff.conditions import GuidanceScale, scale_features
 from condiff.distill import Chain, extended, guided_stage, halving_stages
 from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Distilled, Free
+from condiff.networks import LoRA
 from condiff.training import TrainConfig
 
 
@@ -105,6 +106,23 @@ def test_a_pipeline_is_distilled_in_stages():
     assert bool(saved["time_embedding.cond_proj.weight"].any())  # it was trained
     before, after = wrapped.denoiser.network.net.state_dict(), tiny.stable_diffusion().unet.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)  # the pipeline is as it was
+
+
+def test_a_pipeline_is_distilled_by_low_rank_updates():
+    """Attention and the embedding of the scale learn, all else stays; the network is a plain one again."""
+    wrapped = cd.interop.wrap(tiny.stable_diffusion(prediction_type="v_prediction"))
+    config = TrainConfig(steps=2, batch=2, lr=1e-3, ema=(), tensorboard=False)
+    stage = guided_stage(1.0, 8.0, config, features=8, lora=LoRA(rank=2))
+    chain = Chain(wrapped.denoiser, Latents(wrapped), [stage], quiet=True)
+    chain.fit()
+    before, net = wrapped.denoiser.network.net.state_dict(), chain.models["guided"].network.net
+    after = net.state_dict()
+    assert set(after) == {*before, "time_embedding.cond_proj.weight"} and bool(
+        after["time_embedding.cond_proj.weight"].any()
+    )
+    changed = {k for k, v in before.items() if not torch.equal(after[k], v)}
+    assert changed and all(".attn" in k and k.endswith("weight") for k in changed)
+    assert type(net) is diffusers.UNet2DConditionModel and all(p.requires_grad for p in net.parameters())
 
 
 def test_the_target_is_the_guided_pipeline():

@@ -13,7 +13,7 @@ from condiff.distill import Chain, DistilledGrid, Halving, Stage, guided_stage, 
 from condiff.errors import BadFile, BadType, BadValue, Incompatible
 from condiff.files import read_tensors
 from condiff.model_files import load_model
-from condiff.networks import MLP
+from condiff.networks import MLP, LoRA
 from condiff.process import Cosine, Gaussian
 from condiff.sampling import DDIM, Overshoot
 from condiff.training import Denoising, TrainConfig, Trainer
@@ -125,6 +125,48 @@ def test_in_memory_it_is_the_same(whole):
     work = chain()
     work.fit()
     assert tiny.same(work.models["steps-1"].state_dict(), tensors(whole / "model-ema.safetensors"))
+
+
+def updated_stages(lora=LoRA(rank=2, targets=()), **changes):
+    """Guidance, then a halving, by low-rank updates."""
+    rest = halving_stages(2, 2, config(**changes), scales=(1.0, 3.0), lora=lora)
+    return guided_stage(1.0, 3.0, config(**changes), features=16, lora=lora), *rest
+
+
+def test_low_rank_updates_are_merged_when_their_stage_ends(tmp_path):
+    """The updates have their rank, what the stage adds learns freely, and the folders are those of plain models."""
+    work = chain(tmp_path / "run", stages=updated_stages())
+    work.fit()
+    before, guided = (model.state_dict() for model in (start(), load_model(tmp_path / "run/stages/guided")))
+    raw, two = load_model(tmp_path / "run/stages/guided", "raw").state_dict(), work.models["steps-2"].state_dict()
+    assert raw.keys() == guided.keys() == two.keys() and not any("lora" in key for key in two)
+    for old, new in ((before, guided), (before, raw), (guided, two)):
+        ranks = {k: int(torch.linalg.matrix_rank(new[k] - v, atol=1e-6)) for k, v in old.items() if v.ndim == 2}
+        assert max(ranks.values()) == 2 and sum(map(bool, ranks.values())) > 3, ranks
+        assert all(torch.equal(new[k], v) for k, v in old.items() if v.ndim == 1)
+    fresh = guided["network.bank.entries.guidance.fc2.weight"]
+    assert int(torch.linalg.matrix_rank(fresh)) > 2
+    assert all(p.requires_grad for p in work.models["steps-2"].parameters())
+    memory = chain(stages=updated_stages())
+    memory.fit()
+    assert tiny.same(memory.models["steps-2"].state_dict(), tensors(tmp_path / "run/model-ema.safetensors"))
+    assert load_model(tmp_path / "run")(torch.randn(2, 4), 0.5, {"guidance": torch.ones(2)}).v.shape == (2, 4)
+
+
+def test_low_rank_stages_resume_bit_for_bit(tmp_path, monkeypatch):
+    chain(tmp_path / "whole", stages=updated_stages()).fit()
+    for where, step in ((GUIDED, 7), (TWO, 5)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, where, step)
+            with pytest.raises(Interrupted):
+                chain(tmp_path / "cut", stages=updated_stages(), resume=where == TWO).fit()
+    chain(tmp_path / "cut", stages=updated_stages(), resume=True).fit()
+    for name in ("model", "model-ema"):
+        assert tiny.same(*(tensors(tmp_path / run / f"{name}.safetensors") for run in ("whole", "cut")))
+    with pytest.raises(Incompatible, match="other stages"):
+        chain(tmp_path / "cut", stages=updated_stages(None), resume=True)
+    with pytest.raises(Incompatible, match="sharded"):
+        guided_stage(training=config(parallel="fsdp"), lora=LoRA())
 
 
 CHAIN_IN_TWO = """
