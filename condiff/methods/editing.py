@@ -236,7 +236,7 @@ def check_all(make: Callable[[Task], Any], tasks: Sequence[Task]) -> None:
         BadValue: all tasks that can't be done, by name.
     """
     wrong = []
-    for task in tasks:
+    for task in dict.fromkeys(tasks):
         try:
             make(task)
         except BadValue as error:

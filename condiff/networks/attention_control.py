@@ -17,13 +17,15 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condiff.errors import BadValue, Incompatible
-from condiff.networks.attention import plain_weights
+from condiff.networks.attention import Attention, plain_weights
+from condiff.networks.pairing import Site
 from condiff.typing import Float
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -217,6 +219,41 @@ class AttentionControl:
         n = q.shape[1]
         self.sums[n] = self.sums[n] + maps if n in self.sums else maps
         self.counts[n] = self.counts.get(n, 0) + 1
+
+
+@contextmanager
+def control_attentions(network: nn.Module, control: AttentionControl) -> Iterator[None]:
+    """Every :class:`Attention` of a network of ours under control; afterwards each computes as it did.
+
+    Raises:
+        Incompatible: none attends to condition tokens, or some are controlled or paired already.
+    """
+    found = [part for part in network.modules() if isinstance(part, Attention)]
+    if not any(part.cross for part in found):
+        raise Incompatible(f"this {type(network).__name__} attends to no condition: there is nothing to control")
+    if any("attend" in vars(part) for part in found) or any(isinstance(part, Site) for part in network.modules()):
+        raise Incompatible(f"the attention of this {type(network).__name__} is controlled or paired already")
+    with control.over(len(found)):
+        try:
+            for part in found:
+                part.attend = partial(_attend, part, control)
+            yield
+        finally:
+            for part in found:
+                vars(part).pop("attend", None)
+
+
+def _attend(
+    part: Attention,
+    control: AttentionControl,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    kernel = lambda q, k, v, mask: Attention.attend(part, q, k, v, mask, causal)
+    return control.attend(q, k, v, mask, kernel, part.cross)
 
 
 def grid_of(queries: int, height: int, width: int) -> tuple[int, int, int] | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from condiff.conditions import ConditionBank, Conditions
 from condiff.errors import BadValue, Incompatible, unknown
 from condiff.fields import checked
 from condiff.networks.attention import BACKENDS, Attention
+from condiff.networks.attention_control import AttentionControl, control_attentions
 from condiff.networks.base import Network, configured, freeze, split_variance, zeroed
 from condiff.networks.dit_blocks import Block, JointBlock, modulate
 from condiff.networks.embedding import TimeEmbedding, grid_positions, rotary, sincos
@@ -253,6 +255,16 @@ class DiT(Network):
         if not any(isinstance(part, Site) for part in self.modules()):
             Swap(self.stack, Attention, lambda attention: PairedAttention(cast(Attention, attention)))
         return {name: part for name, part in self.named_modules() if isinstance(part, Site)}
+
+    def control_attention(self, control: AttentionControl) -> AbstractContextManager[None]:
+        """The attentions under control for a while; see :class:`condiff.sampling.AttentionEdit`.
+
+        Raises:
+            Incompatible: condition tokens in the sequence of the sample's, or none.
+        """
+        if any(isinstance(layer, JointBlock) for layer in self.stack):
+            raise Incompatible("the attention of a DiT with tokens='joint' can't be controlled: take tokens='cross'")
+        return control_attentions(self, control)
 
     def head(self, hidden: Hidden) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         shift, scale = self.modulation(hidden.c).chunk(2, dim=-1)

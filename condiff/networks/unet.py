@@ -8,6 +8,7 @@ activations; token conditions are attended to where a level has attention; maps 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from condiff.conditions import ConditionBank, Conditions
 from condiff.errors import BadValue, unknown
 from condiff.fields import checked
 from condiff.networks.attention import BACKENDS, set_attention
+from condiff.networks.attention_control import AttentionControl, control_attentions
 from condiff.networks.base import Network, configured, freeze, split_variance, zeroed
 from condiff.networks.embedding import TimeEmbedding
 from condiff.networks.layout import layout_of, per_axis
@@ -249,6 +251,14 @@ class UNet(Network):
             h.x = self.run(layer, h.x, h.c, h.context, h.context_mask, h.skips.pop() if layer.takes else None)
         if layer.stores:
             h.skips.append(h.x)
+
+    def control_attention(self, control: AttentionControl) -> AbstractContextManager[None]:
+        """The attentions under control for a while; see :class:`condiff.sampling.AttentionEdit`.
+
+        Raises:
+            Incompatible: no condition tokens that are attended to.
+        """
+        return control_attentions(self, control)
 
     def head(self, hidden: UNetHidden) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         if hidden.x.shape[1] != self.config.width or hidden.sizes:
