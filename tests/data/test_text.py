@@ -63,6 +63,16 @@ def test_lengths_that_a_tokenizer_cuts_texts_to_are_left_aside(tmp_path):
     assert made.decode(made.encode(WORDS)) == WORDS
 
 
+def test_a_tokenizers_own_ends_are_not_added():
+    """A corpus is one row of text, not a sentence between [CLS] and [SEP]."""
+    tokenizers = pytest.importorskip("tokenizers")
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "[E]": 2}, unk_token="[E]"))
+    own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    own.post_processor = tokenizers.processors.TemplateProcessing(single="[E] $A [E]", special_tokens=[("[E]", 2)])
+    assert own.encode("a b").ids == [2, 0, 1, 2]
+    assert Subwords(own.to_str()).encode("a b") == [0, 1]
+
+
 def test_ids_that_leave_some_out(tmp_path):
     """MASK lies behind the highest id, not at the number of words."""
     tokenizers = pytest.importorskip("tokenizers")
