@@ -181,6 +181,18 @@ def test_bad_settings(options, said):
         ImplicitDDIM(**options)
 
 
+def test_a_grid_from_pure_noise_is_refused_where_it_would_not_lead_back():
+    """noise(x, t) = x where nothing of the data is left: each state is its own fixed point, the old one too."""
+    model = hills()
+    x = model.sample(2, rng=0, dtype=torch.float64)
+    with pytest.raises(Incompatible, match=r"start=0\.99"):
+        invert(model, x, solver=ImplicitDDIM(), steps=20)
+    assert invert(model, x, solver=ImplicitDDIM(0), steps=20).times[-1] == 1.0  # DDIM inversion
+    found = invert(model, x, solver=ImplicitDDIM(40, rule="anderson"), grid=Uniform(start=0.99), steps=20)
+    again = sample(model, initial=found.latent, grid=found.times.flip(0), solver=DDIM())
+    assert (again - x).abs().max() < 1e-9
+
+
 def test_sampling_with_it_is_refused():
     with pytest.raises(Incompatible, match=r"sample with DDIM\(\)"):
         sample(hills(), solver=ImplicitDDIM(), steps=5, num=1)

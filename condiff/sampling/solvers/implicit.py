@@ -35,7 +35,7 @@ class ImplicitDDIM(Solver):
     inversion predicts it at ``x_s`` and drifts (Pan 2023, AIDI; Li 2024, SPDInv). The first guess is DDIM's with
     ``noise(x_s, t)``; k iterations of Picard's rule then make the round trip one of order k + 1. With ``invert``::
 
-        found = invert(model, x, solver=ImplicitDDIM(), steps=50, cond=cond)
+        found = invert(model, x, solver=ImplicitDDIM(), grid=Uniform(start=0.99), steps=50, cond=cond)
         again = sample(model, initial=found.latent, grid=found.times.flip(0), solver=DDIM(), cond=cond)
 
     Hooks act on every prediction, so that a correction of the noise becomes part of the equation. The residuals, root
@@ -52,7 +52,8 @@ class ImplicitDDIM(Solver):
 
     Raises:
         BadValue: numbers out of range, an unknown rule.
-        Incompatible: a grid that goes down, or begins without data.
+        Incompatible: a grid that goes down, or begins or ends without data (at pure noise every state is a fixed
+            point).
         NonFinite: iterations that diverge, with the time of the step.
     """
 
@@ -72,6 +73,11 @@ class ImplicitDDIM(Solver):
             raise BadValue(f"history >= 1, tolerance >= 0, lr > 0 and weight_decay >= 0 are wanted, got {self}")
 
     def plan(self, levels: Sequence[Level]) -> list[Weights]:
+        if self.iterations and not holds(levels[-1].data > 0.0):
+            raise Incompatible(
+                f"at t = {levels[-1].t} a state is pure noise, so that no fixed point leads back from it: begin the "
+                "grid before, such as grid=Uniform(start=0.99)"
+            )
         return [self._weights(s, t) for s, t in itertools.pairwise(levels)]
 
     @staticmethod
