@@ -33,8 +33,9 @@ def read_list(path: Path) -> tuple[list[Path], list[Task]]:
         BadValue: entries without prompts, with other than two blended words, or that change nothing.
     """
     found = read_json(path)
-    entries = list(found.items()) if isinstance(found, Mapping) else [(None, e) for e in found or []]
-    if not isinstance(found, Mapping | list) or not entries:
+    listed = [(None, entry) for entry in found] if isinstance(found, list) else []
+    entries = list(found.items()) if isinstance(found, Mapping) else listed
+    if not entries:
         raise BadValue(f"{path} holds no edits: a list, or a dictionary, of entries with {', '.join(PROMPTS)}")
     files, tasks = zip(*(_entry(path, key, i, entry) for i, (key, entry) in enumerate(entries)), strict=True)
     missing = [file for file in files if not file.is_file()]
@@ -80,12 +81,12 @@ def run_edits(model: Path, path: Path, request: Request, out: Path) -> dict[str,
     how = {"model": str(model), "list": str(path), **_settings(request)}
     kept = {} if request.overwrite else _kept(out, how)
     left = [i for i, task in enumerate(tasks) if kept.get(task.name, {}).get("edit") != _said(task)]
-    out.mkdir(parents=True, exist_ok=True)
     done = {task.name: kept[task.name] for i, task in enumerate(tasks) if i not in set(left)}
     calls = 0
     if left:
         read = lambda size, **options: images([files[i] for i in left], size, labels=None, **options)
         editor = opened(model, read, lambda count: [tasks[i] for i in left], request)
+        out.mkdir(parents=True, exist_ok=True)
         for part in editor.parts(request):
             calls = max(calls, part.calls)
             for task, picture, facts in zip(part.tasks, part.made, part.facts(), strict=True):

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from condiff.conditions import cat
 from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Free, Proximal
 from condiff.methods.dual_conditional_inversion import GRID, edit, invert_dual, reconstruct
@@ -250,3 +251,76 @@ def test_a_pipeline_s_latents_go_there_and_back():
         sd.denoiser, z, source, grid=sd.grid(5), solver=ImplicitDDIM(2, rule="adamw", weight_decay=0.01)
     )
     assert len(by_gradient.path) == 6 and not by_gradient.latent.requires_grad
+
+
+# With attention control
+
+
+@pytest.fixture(scope="module")
+def pictured():
+    """Two pictures of a tiny Stable Diffusion, inverted under their prompts; in double precision."""
+    from condiff.interop import wrap
+    from tests.interop.tiny import stable_diffusion
+
+    pipe = stable_diffusion()
+    pipe.unet.double()
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.mul_(0.1)  # random weights bend more than trained ones
+    sd = wrap(pipe)
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    source = cat([sd.encode(["a cat"])] * 2)
+    found = invert_dual(sd.denoiser, z, source, grid=sd.grid(5), length=0.0, solver=ImplicitDDIM(60))
+    return sd, z, found, source, cat([sd.encode(["a dog"])] * 2)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 7.5])
+def test_attention_of_a_source_that_is_the_target_changes_nothing(pictured, scale):
+    sd, z, found, source, _ = pictured
+    control = sd.attention_edit("a cat", "a cat", blend=("cat", "cat"))
+    made = edit(sd.denoiser, found, source, source, scale=scale, attention=control)
+    torch.testing.assert_close(made, z, rtol=1e-9, atol=1e-9)
+
+
+def test_a_blend_or_a_path_that_holds_everything_gives_the_stored_states(pictured):
+    sd, z, found, source, target = pictured
+    control = sd.attention_edit("a cat", "a dog")
+    kept = edit(sd.denoiser, found, source, target, quantile=1.0, below=1.1, attention=control)
+    assert torch.equal(kept, found.path[0])
+    blended = sd.attention_edit("a cat", "a dog", blend=("cat", "dog"), threshold=1.0, start=0.0)
+    assert torch.equal(edit(sd.denoiser, found, source, target, below=1.1, attention=blended), found.path[0])
+    free = edit(sd.denoiser, found, source, target, attention=control)
+    assert (free - z).abs().max() > 1e-3
+
+
+def test_without_a_share_it_is_the_edit_without_attention(pictured):
+    sd, _, found, source, target = pictured
+    none = sd.attention_edit("a cat", "a dog", cross=0.0, own=0.0)
+    plain = edit(sd.denoiser, found, source, target)
+    torch.testing.assert_close(edit(sd.denoiser, found, source, target, attention=none), plain, rtol=1e-9, atol=1e-9)
+    some = edit(sd.denoiser, found, source, target, attention=sd.attention_edit("a cat", "a dog"))
+    assert (some - plain).abs().max() > 1e-4
+
+
+def test_several_targets_come_one_after_the_other(pictured):
+    sd, _, found, source, target = pictured
+    words = ["a dog", "a big cat"]
+    told = cat([target, *[sd.encode(["a big cat"])] * 2])
+    both = edit(sd.denoiser, found, source, told, attention=sd.attention_edit("a cat", words))
+    single = cat([sd.encode([word]) for word in words])  # a row of each serves all pictures
+    torch.testing.assert_close(
+        edit(sd.denoiser, found, sd.encode(["a cat"]), single, attention=sd.attention_edit("a cat", words)), both
+    )
+    for i, word in enumerate(words):
+        alone = edit(
+            sd.denoiser, found, source, told.rows(slice(2 * i, 2 * i + 2)), attention=sd.attention_edit("a cat", word)
+        )
+        torch.testing.assert_close(both[2 * i : 2 * i + 2], alone, rtol=1e-9, atol=1e-9)
+
+
+def test_attention_of_a_model_without_words_is_refused(inverted):
+    from condiff.interop import attention_edit
+    from tests.interop.tiny import tokenizer
+
+    net, _, cond, found = inverted
+    with pytest.raises(Incompatible, match="can't be controlled"):
+        edit(net, found, cond, cond, attention=attention_edit(tokenizer(), "a", "b"))
