@@ -140,8 +140,8 @@ class Modalities(nn.Module):
         assert isinstance(encoder, Encoder)
         return encoder
 
-    def own(self, name: str, rows: int) -> Tensor:
-        """Booleans (rows, *shape), true in the channels that are this modality's alone.
+    def own(self, name: str, rows: int, mask: Tensor | None = None) -> Tensor:
+        """Booleans (rows, *shape), true in the channels that are this modality's alone, there where ``mask`` is.
 
         Raises:
             Incompatible: one that is added onto the channels of others.
@@ -150,9 +150,9 @@ class Modalities(nn.Module):
         shared = [n for n, p in self.parts.items() if p is None]
         if part is None or shared:
             raise Incompatible(f"{name!r} has no channels of the latent alone: {shared} are added onto them")
-        mask = torch.zeros(rows, *self.shape, dtype=torch.bool)
-        mask.narrow(1 + self.layout.channel_axis, *part).fill_(True)
-        return mask
+        out = torch.zeros(rows, *self.shape, dtype=torch.bool)
+        out.narrow(1 + self.layout.channel_axis, *part).copy_(torch.ones(()) if mask is None else mask)
+        return out
 
     # Conditions
 

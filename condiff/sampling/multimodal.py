@@ -64,6 +64,7 @@ def sample_modalities(
     num: int | None = None,
     *,
     known: Known | None = None,
+    mask: Mapping[str, Tensor] | None = None,
     how: str | None = None,
     aggregate: str | Callable[[Prediction, Run], Tensor] | None = None,
     decode: str = "mode",
@@ -75,7 +76,7 @@ def sample_modalities(
     seed: int | None = None,
     seeds: Sequence[int] | None = None,
     rng: Any = None,
-    progress: bool = False,
+    progress: bool | Callable[[int, int], None] = False,
 ) -> dict[str, Tensor]:
     """All modalities of ``num`` samples, jointly or given some of them, a dictionary.
 
@@ -83,6 +84,8 @@ def sample_modalities(
         denoiser: a :class:`~condiff.multimodal.MultiModal`, or guidance around one.
         num: how many; by default as many as known rows.
         known: name -> samples (num, ...), or one for all. They come back bit for bit.
+        mask: name -> booleans that broadcast to those samples, true where they are known: a masked view. The rest isn't
+            read, and comes back as the modality's mean.
         how: ``"told"``: the network is told them, and samples their conditional law as it learnt it. ``"replaced"``:
             they replace their predictions in the aggregate of an untold network. ``"overwritten"``: they are noised
             and put into their channels before every prediction (RePaint; repeats of the grid make it better). Told by
@@ -97,7 +100,7 @@ def sample_modalities(
         hooks, seed, seeds, rng, progress, cond: as in :func:`sample`.
 
     Raises:
-        BadValue: all modalities known, unknown names, samples that don't fit, unknown options.
+        BadValue: all modalities known, unknown names, samples or masks that don't fit, unknown options.
         Incompatible: a network that can't be told.
     """
     model, options = multimodal_in(denoiser), {"how": (how, (None, *HOWS)), "decode": (decode, DECODES)}
@@ -106,7 +109,7 @@ def sample_modalities(
             raise unknown(what, given, [n for n in names if n])
     if not callable(aggregate) and aggregate not in (None, *AGGREGATES):
         raise unknown("aggregate", aggregate, AGGREGATES)
-    given = _rows(model, known or {}, num, seeds)
+    given, mask = _rows(model, known or {}, mask or {}, num, seeds), mask or {}
     if len(given) == len(model.modalities):
         raise BadValue(f"all of {sorted(model.modalities)} are known: there is nothing to sample")
     if how is not None and not given:
@@ -124,7 +127,7 @@ def sample_modalities(
     told = as_conditions(cond, model.kinds, device_of(model))
     if how == "told":
         told = told.replace(**model.modalities.known(given))
-    added = _hooks(model, given, how, aggregate)
+    added = _hooks(model, given, mask, how, aggregate)
     times = _times(model, grid, steps)
     z = sample(
         denoiser,
@@ -161,19 +164,32 @@ def multimodal_in(denoiser: Any) -> Any:
     return inside
 
 
-def _rows(model: Any, known: Known, num: int | None, seeds: Any) -> dict[str, Tensor]:
-    """Known samples on the model's device, a row for each; one is repeated."""
+def _rows(model: Any, known: Known, masks: Mapping[str, Tensor], num: int | None, seeds: Any) -> dict[str, Tensor]:
+    """Known samples on the model's device, a row for each; one is repeated. What masks leave out has the mean."""
     out: dict[str, Tensor] = {}
     for name, value in known.items():
         shape = model.modalities[name].shape
         value = torch.as_tensor(value, device=device_of(model))
         out[name] = value[None] if value.ndim == len(shape) else value
+    for name, seen in masks.items():
+        if name not in out:
+            raise BadValue(f"mask= says what of a known modality is seen, and {name!r} isn't known")
+        out[name] = _seen(name, model.modalities[name], out[name], seen)
     model.modalities.check(out, whole=False)
     wanted = [n for n in (num, len(seeds) if seeds else None, *(len(v) for v in out.values() if len(v) > 1)) if n]
     rows = wanted[0] if wanted else 1
     if any(n != rows for n in wanted):
         raise BadValue(f"as many known samples as num= and seeds=, or one for all, are wanted; got {wanted}")
     return {name: value.expand(rows, *value.shape[1:]) for name, value in out.items()}
+
+
+def _seen(name: str, modality: Any, value: Tensor, mask: Tensor) -> Tensor:
+    if not modality.shape:
+        raise BadValue(f"{name!r} is known or isn't: leave it out of known= where it isn't, mask= is for parts")
+    fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == value.ndim
+    if not fits or not all(m in (1, n) for m, n in zip(mask.shape, value.shape, strict=True)):
+        raise BadValue(f"mask of {name!r} must be booleans that broadcast to its samples {tuple(value.shape)}")
+    return modality.shown(value, mask.to(value.device))
 
 
 def _how(model: Any, how: str | None) -> str:
@@ -191,13 +207,15 @@ def _how(model: Any, how: str | None) -> str:
     return how or ("told" if model.told else "replaced")
 
 
-def _hooks(model: Any, known: Mapping[str, Tensor], how: str | None, aggregate: Any) -> list[Any]:
+def _hooks(
+    model: Any, known: Mapping[str, Tensor], seen: Mapping[str, Tensor], how: str | None, aggregate: Any
+) -> list[Any]:
     modalities = model.modalities
     if how == "overwritten":
-        masks = [modalities.own(name, len(value)) for name, value in known.items()]
+        masks = [modalities.own(name, len(value), seen.get(name)) for name, value in known.items()]
         mask = torch.stack(masks).any(0).to(device_of(model))
         placed = torch.stack([modalities.encode(name, value) for name, value in known.items()]).sum(0)
-        return [Inpaint(placed, mask), *_hooks(model, {}, None, aggregate)]
+        return [Inpaint(placed, mask), *_hooks(model, {}, {}, None, aggregate)]
     if callable(aggregate):
         rule: Any = aggregate
         return [Aggregated(modalities, rule=rule)]

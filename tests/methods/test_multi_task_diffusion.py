@@ -384,6 +384,65 @@ def test_what_a_row_lacks_is_not_told_as_known():
     assert torch.equal(told[0]["image"].kept(), told[1]["image"].kept())
 
 
+# Masked views
+
+
+def pair_of_pictures(told=True):
+    kinds = Modalities({"image": Image(1, 8, 8), "view": Image(1, 8, 8, mean=0.3)})
+    net = networks(kinds.conditions() if told else {}, shape=(2, 8, 8))
+    model = MultiModal(net, Driven(schedule=Discrete.cosine(40)), kinds)
+    for p in model.heads.parameters():
+        p.data = p.data + 0.1 * torch.randn(p.shape)
+    return model
+
+
+@pytest.mark.parametrize("how", ["told", "replaced", "overwritten"])
+def test_what_a_mask_leaves_out_of_a_known_view_is_not_read(how):
+    model, view, seen = pair_of_pictures(), pictures(3), torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    seen[..., 2:5, 3:7] = False
+    options = {"how": how, "mask": {"view": seen}, "steps": 4, "seeds": [0, 1, 2]}
+    made = sample_modalities(model, known={"view": view}, **options)
+    other = sample_modalities(model, known={"view": torch.where(seen, view, torch.nan)}, **options)
+    assert all(torch.equal(made[name], other[name]) for name in made)
+    assert torch.equal(made["view"], torch.where(seen, view, 0.3))
+    changed = sample_modalities(model, known={"view": torch.where(seen, view + 1.0, view)}, **options)
+    assert not torch.allclose(changed["image"], made["image"])
+    whole = sample_modalities(model, known={"view": view}, **{**options, "mask": None})
+    assert not torch.allclose(whole["image"], made["image"])
+    one = sample_modalities(model, known={"view": view[1:2]}, **{**options, "seeds": [1]})
+    torch.testing.assert_close(one["image"], made["image"][1:2])
+
+
+def test_a_masked_view_is_told_and_aggregated_as_in_training():
+    """Its holes have the mean, with which they add nothing to the latent."""
+    model, view, seen = pair_of_pictures(), pictures(3), torch.rand(3, 1, 8, 8) > 0.5
+    told, steps = [], []
+    model.register_forward_pre_hook(lambda module, args: told.append(args[2]["view"].value))
+    rule = lambda prediction, run: (
+        steps.append(model.modalities.expected(model.said(prediction), {"view": told[-1]})) or steps[-1]
+    )
+    sample_modalities(model, known={"view": view}, mask={"view": seen}, steps=2, seed=0, aggregate=rule)
+    assert torch.equal(told[0], model.modalities.known({"view": view}, mask={"view": seen})["view"].value)
+    placed = model.modalities.encode("view", view, seen)
+    torch.testing.assert_close(steps[0][:, 1:], placed[:, 1:])
+    inside = model.modalities.own("view", 3, seen)
+    assert torch.equal(inside[:, 1:], seen)
+    assert not bool(inside[:, :1].any())
+
+
+def test_masks_that_mean_nothing_are_refused():
+    seen = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    for options, message in (
+        ({"mask": {"view": seen}}, "isn't known"),
+        ({"known": {"view": pictures(2)}, "mask": {"view": seen.float()}}, "booleans"),
+        ({"known": {"view": pictures(2)}, "mask": {"view": seen[..., :5]}}, "broadcast"),
+    ):
+        with pytest.raises(BadValue, match=message):
+            sample_modalities(pair_of_pictures(), 2, steps=2, **options)
+    with pytest.raises(BadValue, match="for parts"):
+        sample_modalities(labelled(), 2, known={"label": 3}, mask={"label": torch.ones(1, dtype=torch.bool)})
+
+
 # Refusals
 
 
