@@ -203,6 +203,18 @@ def test_the_bound_given_a_modality_is_that_of_the_conditional_law():
     assert -error < float(gap.mean()) < 0.2 + error
 
 
+def test_the_prior_of_the_bound_is_its_divergence():
+    """Of N(c E, s^2) from the N(0, s^2) that is drawn from, where little is lost yet."""
+    x, model = drawn(20), Pair(Gaussian(Cosine()))
+    found, level = joint_elbo(model, x, torch.tensor([0.1, 0.3, 0.6], dtype=F64), rng=0), model.process.at(0.6)
+    drive = torch.cat([x["x1"], x["x2"]], dim=1)
+    laws = [torch.distributions.Normal(mean, level.noise) for mean in (level.data * drive, torch.zeros_like(drive))]
+    expected = torch.distributions.kl_divergence(*laws).sum(1)
+    torch.testing.assert_close(found.prior, expected)
+    rest = sum(found.reconstruction.values()) - found.steps.sum(0)
+    torch.testing.assert_close(found.total, rest - expected)
+
+
 def test_one_modality_has_the_bound_of_its_diffusion():
     process = Driven(schedule=SCHEDULES["cosine"])
     oracle = oracles.gaussian(process, [0.0], [[1.0]])
