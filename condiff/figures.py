@@ -159,12 +159,14 @@ def fans(
     *,
     truth: Sequence[np.ndarray] | None = None,
     columns: int = 3,
+    origin: str = "the first forecast",
 ) -> Path:
     """Forecasts: what was before, and the quantiles :data:`FAN` of what comes.
 
     Args:
         panels: title, past (n,), quantiles (5, H) of each.
         truth: what came, (H,) each, drawn over the fans.
+        origin: what step 0 is.
 
     Raises:
         BadValue: nothing to draw.
@@ -187,6 +189,7 @@ def fans(
             axis.plot(steps, truth[i], color="#c0392b", linewidth=1.0, linestyle="--")
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=7)
+    figure.supxlabel(f"steps from {origin}; median, middle 50 % and 90 % of the sample paths", fontsize=8)
     figure.savefig(Path(path), dpi=110)
     plt.close(figure)
     return Path(path)

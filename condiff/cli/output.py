@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,32 @@ def note(text: str, *, quiet: bool = False) -> None:
     print(text, file=sys.stderr if quiet else sys.stdout, flush=True)
 
 
+class Progress:
+    """A line on work that takes long, to standard error, once in ``every`` seconds: none where it is done sooner.
+
+    Called with (steps that are done, all steps) behind each.
+    """
+
+    def __init__(self, what: str = "", every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.what, self.every, self.clock = f"{what} " if what else "", every, clock
+        self.done, self.begun, self.told = 0, clock(), clock()
+
+    def __call__(self, done: int, steps: int) -> None:
+        now = self.clock()
+        if done <= self.done:  # the next trajectory
+            self.begun = now
+        self.done = done
+        if now - self.told >= self.every and done < steps:
+            self.told = now
+            left = timedelta(seconds=int((now - self.begun) / done * (steps - done)))
+            note(f"{self.what}step {done}/{steps}  {left} left", quiet=True)
+
+
 def summary(metrics: dict[str, Any], folder: Path) -> str:
     """The figures of a run, where to look, and what to type next."""
-    lines = ["", "results"]
-    for key, value in metrics.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            lines.append(f"  {key:<24} {value:.4g}")
+    numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    width = max([23, *map(len, numbers)])
+    lines = ["", "results", *(f"  {key:<{width}}  {value:.4g}" for key, value in numbers.items())]
     looks = [
         ("report.html", "everything on one page"),
         *((path.name, "samples") for path in sorted(folder.glob("samples.*"))),

@@ -15,7 +15,7 @@ from condiff.cli.options import (
     Several,
     flat,
 )
-from condiff.cli.output import note, show_json
+from condiff.cli.output import Progress, note, show_json
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ class Sample:
             out=self.out,
             overwrite=self.overwrite,
             say=lambda line: note(line, quiet=True),
+            progress=Progress(),
         )
         if made is None:  # another process tells of the work that was shared
             return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from condiff.cli.options import Flag, OptionalFloat, OptionalInt, OptionalPath, OptionalText, RunFolder, Several
-from condiff.cli.output import note, show_json
+from condiff.cli.output import Progress, note, show_json
 
 COLUMNS = ("item", "time", "value", "start", "gaps")  # what --option may say of a table
 
@@ -66,7 +66,7 @@ class OfSeries:
         for name in options:
             if name not in COLUMNS:
                 raise unknown("option of a table", name, COLUMNS)
-        return {**said, **options, "device": self.device or default_device()}
+        return {**said, **options, "device": self.device or default_device(), "progress": Progress()}
 
     def told(self, made: dict[str, Any]) -> int:
         if self.json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,17 @@ def teleported(
     return replace(sampler, grid=Tail(sampler.grid, skip=index), prior=Teleport(one, float(times[0])))
 
 
+def check_guidance(denoiser: Denoises, sampler: Sampler) -> None:
+    """
+    Raises:
+        BadValue: guidance of a model that is told nothing.
+    """
+    if sampler.guidance != 1.0 and not getattr(denoiser, "kinds", None):
+        raise BadValue(
+            f"guidance of scale {sampler.guidance:g} needs a condition, and this model has none: leave --guidance out"
+        )
+
+
 def plan_samples(
     denoiser: Denoises,
     recipe: Recipe,
@@ -130,6 +141,7 @@ def plan_samples(
     superpose: str | None = None,
     known: tuple[Tensor, Tensor] | None = None,
     frames: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """What it takes to draw ``num`` samples; sample i depends on ``seed + i`` only.
 
@@ -142,10 +154,12 @@ def plan_samples(
         superpose: a mode of :class:`Superpose`: the wanted classes all at once, in place of one after the other.
         frames: length of clips, given frames included.
         known: tokens of the ``num`` samples, and where they are given, both (num, L): these stay.
+        progress: called with (steps that are done, all steps) behind each.
     """
     if num < 1 or batch < 1:
         raise BadValue(f"num and batch must be at least 1, got {num} and {batch}")
     sampler = sampler or recipe.sampler
+    check_guidance(denoiser, sampler)
     cond, truth = choose_conditions(data, wanted, num, given or ())
     cond, truth = {**cond, **(given or {})}, None if given else truth
     labels = cond.get("label") if data.classes else None  # else it is something known of the sample itself
@@ -174,6 +188,7 @@ def plan_samples(
         truth=truth,
         known=known,
         frames=frames,
+        progress=progress,
         labels=labels,
         names=names,
         columns=kinds if kinds > 1 else None,  # a column a class

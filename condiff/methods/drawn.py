@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Plan:
         labels, names: classes of the samples, and what to call them.
         columns: of a picture of all samples.
         frames: of a clip, where clips of any length can be made; those of the data when None.
+        progress: called with (steps that are done, all steps) of a network call's rows behind each.
     """
 
     denoiser: Any
@@ -55,6 +56,12 @@ class Plan:
     names: list[str] | None = None
     columns: int | None = None
     frames: int | None = None
+    progress: Callable[[int, int], None] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Of a trajectory."""
+        return len(next(iter(self.times.values())) if isinstance(self.times, Mapping) else self.times) - 1
 
     def blocks(self) -> list[range]:
         """The rows of each network call."""

@@ -13,6 +13,7 @@ from condiff.methods import settings, shards, texts
 from condiff.methods.drawing import for_superposing, late, override, plan_samples, teleported
 from condiff.methods.runs import open_run
 from condiff.model_files import find_weights
+from condiff.peers import is_first
 
 
 def draw(
@@ -45,11 +46,13 @@ def draw(
     out: Path | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any] | None:
     """Draw samples from a run and write them; returns where they are and how they were made.
 
     Several processes that ``torchrun`` started share the work (:mod:`condiff.methods.shards`); the first one writes,
-    and the others return None. ``say`` is called with lines of progress.
+    and the others return None. ``say`` is called with lines about the work, ``progress`` with (steps that are done, all
+    steps) behind each.
 
     Raises:
         BadValue: an unknown class, solver, setting or file ending, a number out of range, one class to superpose.
@@ -93,6 +96,7 @@ def draw(
         superpose=superpose,
         known=None if known is None else known.rows(max(num, 1)),
         frames=frames,
+        progress=progress if is_first() else None,
     )
     blocks = None
     if shards.needed(plan, out):

@@ -133,7 +133,7 @@ class Task:
         names = {"by": "guidance", "scale": "scale", "shift": "shift"}
         said = {name: asked[word] for name, word in names.items() if word in asked}
         led = SelfGuidance(**said) if said else None
-        rest = {name: asked[name] for name in ("seed", "batch") if name in asked}
+        rest = {name: asked[name] for name in ("seed", "batch", "progress") if name in asked}
         return {**how(sampler), "members": asked.get("samples", 100), "guidance": led, **rest}
 
 
@@ -197,7 +197,7 @@ def write_imputations(made: Sequence[Imputation], out: Path) -> None:
         first = int(gone.argmax())
         past = one.series.values[max(0, first - BEFORE) : first]
         panels.append((one.series.item, past, _fan(one.samples[:, first : first + 2 * BEFORE])))
-    _write(tables, {one.series.item: one.samples for one in made}, panels, out)
+    _write(tables, {one.series.item: one.samples for one in made}, panels, out, "the first gap")
 
 
 def _rows(item: str, times: Any, samples: np.ndarray) -> Any:
@@ -211,7 +211,13 @@ def _fan(samples: np.ndarray) -> np.ndarray:
     return sample_quantiles(torch.from_numpy(samples), figures.FAN).numpy()
 
 
-def _write(tables: Sequence[Any], samples: Mapping[str, np.ndarray], panels: Sequence[Any], out: Path) -> None:
+def _write(
+    tables: Sequence[Any],
+    samples: Mapping[str, np.ndarray],
+    panels: Sequence[Any],
+    out: Path,
+    origin: str = "the first forecast",
+) -> None:
     pandas = require_extra("pandas", "series")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
@@ -219,4 +225,4 @@ def _write(tables: Sequence[Any], samples: Mapping[str, np.ndarray], panels: Seq
     with replacing(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
         arrays: dict[str, Any] = dict(samples)
         np.savez(file, **arrays)
-    figures.fans(panels[:PANELS], out.with_suffix(".png"))
+    figures.fans(panels[:PANELS], out.with_suffix(".png"), origin=origin)

@@ -40,6 +40,7 @@ MEANING = {
     "sample_seconds": "seconds of drawing them",
     "train_seconds": "seconds of training",
 }
+FEW = {"samples", "nfe", "sample_seconds", "train_seconds", "psnr", "ssim"}  # figures that any number of samples has
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:#1c2733}
@@ -80,10 +81,12 @@ def _table(metrics: Mapping[str, Any]) -> str:
             f"<td class=dim>{html.escape(MEANING[key])}</td></tr>"
         )
     head = "<tr><th>metric<th>samples<th>real data<th>what it says</tr>"
-    note = "Real data: the same figure for training samples in place of generated ones."
-    if not any(key.endswith("_floor") for key in metrics):
+    note = ""
+    if any(key.endswith("_floor") for key in metrics):
+        note = "Real data: the same figure for real samples in place of generated ones."
+    elif set(metrics) <= FEW:
         note = "Too few held-out samples, or drawn ones, for distances between distributions."
-    return f"<table>{head}{''.join(rows)}</table><p class=dim>{note}</p>"
+    return f"<table>{head}{''.join(rows)}</table>{note and f'<p class=dim>{note}</p>'}"
 
 
 def write(

@@ -116,7 +116,7 @@ def settings_of(plan: Plan, **asked: Any) -> dict[str, Any]:
 
 
 # Fields of a plan that follow from the run, from other fields, or change nothing.
-OTHERWISE = ("denoiser", "recipe", "sampler", "data", "codec", "truth", "labels", "columns")
+OTHERWISE = ("denoiser", "recipe", "sampler", "data", "codec", "truth", "labels", "columns", "progress")
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ grid of times from noise (1) towards data (0), or the other way for inversion, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -252,7 +252,7 @@ def sample(
     held: Tensors | None = None,
     up: str | None = None,
     grad: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[int, int], None] = False,
     dtype: torch.dtype = torch.float32,
     device: Any = None,
 ) -> Tensors:
@@ -266,7 +266,7 @@ def sample(
         shape: shape of one sample (a dictionary for a joint process), when the denoiser doesn't know it.
         hooks, held, up: as in :func:`trajectory`.
         grad: keep the graph (reward guidance, fine-tuning through the sampler).
-        progress: show a bar.
+        progress: show a bar, or call this with (steps that are done, all steps) behind each.
 
     Returns:
         (num, *shape), or a dictionary of such.
@@ -295,15 +295,17 @@ def sample(
     else:
         _count(num, cond, seeds, initial)
     run = trajectory(denoiser, initial, solver=solver, cond=cond, grid=times, rng=source, hooks=hooks, held=held, up=up)
-    if progress:
+    total = len(next(iter(times.values())) if isinstance(times, dict) else times) - 1
+    if progress is True:
         from tqdm.auto import tqdm
 
-        total = len(next(iter(times.values())) if isinstance(times, dict) else times) - 1
         run = tqdm(run, total=total, desc="sampling", unit="step", leave=False)
     x = initial
     with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
         for step in run:
             x = step.x_s
+            if callable(progress):
+                progress(step.index + 1, total)
     return x
 
 

@@ -17,7 +17,7 @@ from condiff.denoiser import Denoises
 from condiff.errors import BadValue
 from condiff.guidance import quantile_levels
 from condiff.random import derive_seed
-from condiff.series.paths import check_members, path_each, refuse_told
+from condiff.series.paths import check_batch, check_members, path_each, refuse_told
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,7 @@ def impute(
     """
     refuse_told(denoiser, "impute")
     check_members(members)
+    check_batch(batch)
     for one in items:
         check_length(one, WindowSpec(freq=spec.freq, horizon=spec.horizon, context=spec.context), spec.length)
     at_once, made = max(1, batch // members), []

@@ -6,8 +6,9 @@ pattern of missing values. A conditional one, which declares the condition ``fea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ def path_each(
     grid: Grid | None = None,
     steps: int = 100,
     batch: int = 1024,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Float[Tensor, "batch length"]:
     """Sample paths, each of one of the windows.
 
@@ -109,6 +111,7 @@ def path_each(
         guidance: of an unconditional model, by quantiles at scale 4 by default.
         solver, grid, steps: DDPM on all of 100 levels of the model's table by default.
         batch: paths a network call.
+        progress: called with (steps that are done, all steps) behind each.
 
     Raises:
         BadValue: windows of another shape than the model's, guidance of a conditional model.
@@ -117,10 +120,12 @@ def path_each(
     told, solver = is_told(denoiser), solver or DDPM()
     shape = (window.values.shape[1], 1 if told else window.values.shape[2])
     check_shape(denoiser, shape)
+    check_batch(batch)
     if told and guidance is not None:
         raise BadValue("guidance by what is observed is for unconditional models; this one is told of it")
     device, out = device_of(denoiser), []
-    for chunk in torch.arange(len(seeds)).split(max(1, batch)):
+    chunks = torch.arange(len(seeds)).split(batch)
+    for k, chunk in enumerate(chunks):
         part, guided = window.rows(chunk if rows is None else rows[chunk]), denoiser
         if told:
             cond = {"features": Condition(features(part, part.mask).float(), "map")}
@@ -135,11 +140,17 @@ def path_each(
             shape=shape,
             cond=Conditions(cond).to(device),
             seeds=[seeds[i] for i in chunk.tolist()],
+            progress=partial(_of_chunk, progress, k, len(chunks)) if progress is not None else False,
         )
         if not finite(x):
             raise NonFinite("sample paths diverged: use a smaller scale of guidance, or more steps")
         out.append(x[..., 0].double().cpu() * part.scale[:, None])
     return torch.cat(out)
+
+
+def _of_chunk(progress: Callable[[int, int], None], k: int, chunks: int, done: int, steps: int) -> None:
+    """Tell of all chunks where one of them is."""
+    progress(k * steps + done, chunks * steps)
 
 
 def is_told(denoiser: Any) -> bool:
@@ -168,3 +179,9 @@ def check_members(members: Any) -> None:
     """Raises :class:`BadValue` for a number of samples that is none, or below 1."""
     if isinstance(members, bool) or not isinstance(members, int) or members < 1:
         raise BadValue(f"the number of samples is at least 1, got {members!r}")
+
+
+def check_batch(batch: Any) -> None:
+    """Raises :class:`BadValue` for a number of paths a network call that is none, or below 1."""
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise BadValue(f"batch, the number of sample paths a network call, is at least 1, got {batch!r}")

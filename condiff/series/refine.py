@@ -19,7 +19,7 @@ from condiff.sampling import refine
 from condiff.sampling.refine import Rule
 from condiff.series.baselines import seasonal_naive
 from condiff.series.forecast import Forecast, check_forecastable, tails, window_of
-from condiff.series.paths import BY, check_members, check_shape, refuse_told
+from condiff.series.paths import BY, check_batch, check_members, check_shape, refuse_told
 
 
 def refine_forecasts(
@@ -61,6 +61,7 @@ def refine_forecasts(
     check_shape(denoiser, spec.shape)
     horizon = check_forecastable(items, spec, None)
     check_members(members)
+    check_batch(batch)
     if len(forecasts) != len(items):
         raise BadValue(f"{len(forecasts)} forecasts came for {len(items)} series")
     groups = [_members(f, one, horizon, members) for f, one in zip(forecasts, items, strict=True)]
@@ -71,7 +72,7 @@ def refine_forecasts(
     known, bases, size = tails(items, spec), torch.from_numpy(np.concatenate(groups)), sizes(items)
     unknown_yet = torch.full_like(bases[:1], torch.nan)
     device, out = device_of(denoiser), []
-    for rows in torch.arange(len(which)).split(max(1, batch)):
+    for rows in torch.arange(len(which)).split(batch):
         past, scale = known[which[rows]], size[which[rows]]
         begun = window_of(torch.cat([past, bases[rows]], dim=1), spec, scale)
         seen = window_of(torch.cat([past, unknown_yet.expand(len(rows), -1)], dim=1), spec, scale)

@@ -158,16 +158,23 @@ class Rollout:
         first_frames: Float[Tensor, "batch frames *shape"],
         n_frames: int,
         cond: Mapping[str, Any] | Conditions | None = None,
+        progress: Callable[[int, int], None] | None = None,
         **draws: Any,
     ) -> Float[Tensor, "batch all_frames *shape"]:
-        """The given frames and ``n_frames`` behind them; ``draws`` as in :meth:`start`."""
+        """The given frames and ``n_frames`` behind them; ``draws`` as in :meth:`start`.
+
+        ``progress`` is called with (chunks that are done, all chunks) behind each.
+        """
         if isinstance(n_frames, bool) or not isinstance(n_frames, int) or n_frames < 1:
             raise BadValue(f"n_frames is a number of frames, at least 1, got {n_frames!r}")
         self.start(first_frames, cond, **draws)
         made = [first_frames.to(self._device)]
         hop = self.chunk - self.overlap
-        for _ in range(-(-n_frames // hop)):
+        chunks = -(-n_frames // hop)
+        for k in range(chunks):
             made.append(self.advance())
+            if progress is not None:
+                progress(k + 1, chunks)
         return torch.cat(made, dim=1)[:, : first_frames.shape[1] + n_frames]
 
     @property

@@ -103,6 +103,13 @@ def test_a_run_forecasts_without_its_data(where):
         (["forecast", "RUN", "--data", "load.csv", "--out", "x.txt"], "--out is a .csv"),
         (["forecast", "RUN", "--data", "load.csv", "--option", "items=a", "--out", "x.csv"], "unknown option"),
         (["forecast", "RUN", "--data", "nowhere.csv", "--out", "x.csv"], "no such file"),
+        (["forecast", "RUN", "--data", "load.csv", "--batch", "0", "--out", "x.csv"], "batch, the number of sample"),
+        (["impute", "RUN", "--data", "gaps.csv", "--batch", "0", "--out", "x.csv"], "batch, the number of sample"),
+        (
+            ["refine", "RUN", "--data", "load.csv", "--base", "naive", "--batch", "0", "--out", "x.csv"],
+            "batch, the number",
+        ),
+        (["sample", "RUN", "--guidance", "2", "--out", "x.csv"], "leave --guidance out"),
         (["impute", "RUN", "--data", "load.csv", "--out", "x.csv"], "no value is missing"),
         (["refine", "RUN", "--data", "load.csv"], "--base"),
         (["refine", "RUN", "--data", "load.csv", "--base", "load.csv", "--out", "x.csv"], "300 steps from 2024"),

@@ -59,6 +59,13 @@ def test_forecasts_say_when_and_are_near_what_the_history_allows():
     np.testing.assert_array_equal(made.quantile(0.5), np.sort(made.samples, axis=0)[round(63 * 0.5)])
 
 
+def test_progress_counts_the_steps_of_all_network_calls():
+    seen = []
+    items = [noisy(name="a"), noisy(seed=1, name="b")]
+    forecast(ORACLE, items, SPEC, members=2, steps=2, batch=3, progress=lambda *at: seen.append(at))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]  # four paths, three a call
+
+
 class Ramp:
     """Every window is 1, 2, 3, ..., whatever is seen."""
 

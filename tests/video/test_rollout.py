@@ -37,7 +37,9 @@ def first(rows=2, frames=1):
 
 
 def test_steps_are_what_generate_makes():
-    whole = roll().generate(first(), 7, seed=0)
+    seen = []
+    whole = roll().generate(first(), 7, seed=0, progress=lambda *at: seen.append(at))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
     one = roll().start(first(), seed=0)
     clips = [first(), *itertools.islice(one, 3)]
     assert torch.equal(whole, torch.cat(clips, 1)[:, :8]) and one.clips == 3

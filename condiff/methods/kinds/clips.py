@@ -92,7 +92,7 @@ class Clips(Kind):
         more = (plan.frames or plan.data.shape[0]) - first.shape[1]
         if more < 1:
             raise BadValue(f"{first.shape[1]} frames are given: --frames must be more, got {plan.frames}")
-        x = roll.generate(first, more, cond, seeds=[plan.seed + i for i in rows])
+        x = roll.generate(first, more, cond, seeds=[plan.seed + i for i in rows], progress=plan.progress)
         return Part(x.cpu(), roll.nfe)
 
     # Judging and looking

@@ -164,6 +164,8 @@ class Kind(ABC):
         how = {"solver": sampler.solver, "grid": plan.times, "hooks": sampler.hooks}
         for step in trajectory(denoiser, x, **how, cond=cond, rng=rng, held=held):
             x, nfe, calls = step.x_s, step.nfe, step.state.extra.get("nfe")
+            if plan.progress is not None:
+                plan.progress(step.index + 1, plan.steps)
         return Part(self.decoded(plan, x), nfe, calls.cpu() if isinstance(calls, Tensor) else None)
 
     def decoded(self, plan: Plan, x: Any) -> Any:

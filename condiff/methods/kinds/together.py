@@ -88,6 +88,7 @@ class Together(Kind):
             grid=plan.times,
             hooks=plan.sampler.hooks,
             rng=rng,
+            progress=plan.progress or False,
         )
         return Part({name: value.cpu() for name, value in x.items()}, len(plan.times))
 
