@@ -19,8 +19,8 @@ from condiff.interop.frames import encode_frames, load_vae
 from condiff.interop.loading import load_pipeline
 from condiff.interop.lora import add_lora, save_lora
 from condiff.interop.pipelines import Wrapped, wrap
-from condiff.interop.prompts import attention_edit, read_prompt
-from condiff.interop.schedulers import ContinuousV, Whole, grid_of, precondition_of, process_of
+from condiff.interop.prompts import attention_edit, prompt_tokens
+from condiff.interop.schedulers import ContinuousV, Whole, WholeIndex, grid_of, precondition_of, process_of
 
 __all__ = [
     "Classes",
@@ -30,6 +30,7 @@ __all__ = [
     "TextAndPooled",
     "TextTokens",
     "Whole",
+    "WholeIndex",
     "Wrapped",
     "add_lora",
     "as_guider",
@@ -45,7 +46,7 @@ __all__ = [
     "load_vae",
     "precondition_of",
     "process_of",
-    "read_prompt",
+    "prompt_tokens",
     "save_lora",
     "wrap",
 ]

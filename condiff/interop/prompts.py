@@ -64,7 +64,7 @@ class Prompt:
         return places
 
 
-def read_prompt(tokenizer: Any, text: str, length: int | None = None) -> Prompt:
+def prompt_tokens(tokenizer: Any, text: str, length: int | None = None) -> Prompt:
     """A prompt by a tokenizer of Hugging Face's; by its own offsets, or, where it knows none, word for word.
 
     Args:
@@ -185,7 +185,7 @@ def attention_edit(
         raise BadValue("an edit has at least one target")
     each = lambda value, name: _each(value, len(targets), isinstance(target, str), name)
     tokenizer = _tokenizer(pipe, (source, *targets))
-    ours, theirs = read_prompt(tokenizer, source), [read_prompt(tokenizer, text) for text in targets]
+    ours, theirs = prompt_tokens(tokenizer, source), [prompt_tokens(tokenizer, text) for text in targets]
     aligned = [align(ours, prompt, mode) for prompt in theirs]
     numbers = lambda values, default: torch.stack(
         [along(p, {} if v is None else v, default) for p, v in zip(theirs, values, strict=True)]
@@ -242,6 +242,6 @@ def _tokenizer(pipe: Any, texts: Sequence[str]) -> Any:
     if not known:
         raise Incompatible(f"{type(pipe).__name__} has no tokenizer: give one in its place")
     for text in texts:
-        if len({(read.ids, read.length) for read in (read_prompt(one, text) for one in known)}) > 1:
+        if len({(read.ids, read.length) for read in (prompt_tokens(one, text) for one in known)}) > 1:
             raise Incompatible(f"the tokenizers of {type(pipe).__name__} read {text!r} in different ways")
     return known[0]

@@ -109,6 +109,17 @@ def test_sizes_that_differ_need_a_size(folder):
     assert images(folder, (6, 9)).shape == (3, 6, 9)
 
 
+def test_a_list_of_pictures_keeps_its_order(folder):
+    files = sorted(folder.rglob("*.png"), reverse=True)[:3]
+    listed = images([*files, files[0]], size=(6, 5), labels=None)
+    alone = [images(file, size=(6, 5), labels=None).batch([0])["x"][0] for file in files]
+    assert torch.equal(listed.batch(range(4))["x"], torch.stack([*alone, alone[0]]))
+    with pytest.raises(BadValue, match="names at least one"):
+        images([], size=4)
+    with pytest.raises(BadFile, match=r"nothing\.png"):
+        images([*files, folder / "nothing.png"], size=4, labels=None)
+
+
 def test_loose_pictures_beside_subfolders_are_ambiguous(folder):
     save(folder / "loose.png", picture(1))
     with pytest.raises(BadValue, match="1 of 9 pictures lie in"):

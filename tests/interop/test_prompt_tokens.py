@@ -5,7 +5,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizer
 
 from condiff.errors import BadValue, Incompatible
-from condiff.interop.prompts import align, along, looked_at, read_prompt
+from condiff.interop.prompts import align, along, looked_at, prompt_tokens
 from tests.interop.tiny import t5_tokenizer, tokenizer
 
 
@@ -53,7 +53,7 @@ READERS = {
 def test_words_stand_where_their_tokens_are(name):
     """Decoding the tokens of a word gives the word, whatever the tokens are."""
     reader = READERS[name]()
-    prompt = read_prompt(reader, "a cat on mats", length=24)
+    prompt = prompt_tokens(reader, "a cat on mats", length=24)
     assert [len(word) > 0 for word in prompt.words()].count(True) == len(prompt.words())
     for word in ("a", "cat", "on", "mats"):
         ids = [prompt.ids[i] for i in prompt.find(word)]
@@ -64,7 +64,7 @@ def test_words_stand_where_their_tokens_are(name):
 
 
 def test_words_are_found_whole_wherever_they_stand_and_phrases_too():
-    prompt = read_prompt(tokenizer(), "Cat, a cat's cat", length=24)
+    prompt = prompt_tokens(tokenizer(), "Cat, a cat's cat", length=24)
     letters = [tokenizer().convert_ids_to_tokens(prompt.ids[i]) for i in prompt.find("cat")]
     assert "".join(letters) == "cat</w>" * 3
     assert len(prompt.find("a cat")) == 4
@@ -74,7 +74,7 @@ def test_words_are_found_whole_wherever_they_stand_and_phrases_too():
 
 
 def test_what_is_cut_off_is_not_there():
-    prompt = read_prompt(tokenizer(), "abcdefghijkl mno pq")  # 16 tokens, two of them special
+    prompt = prompt_tokens(tokenizer(), "abcdefghijkl mno pq")  # 16 tokens, two of them special
     assert not prompt.whole and len(prompt.ids) == prompt.length == 16
     with pytest.raises(BadValue, match=r"no word 'pq' in .*of which 16 tokens count"):
         prompt.find("pq")
@@ -85,7 +85,7 @@ def test_what_is_cut_off_is_not_there():
 
 
 def test_a_replacement_goes_word_for_word():
-    source, target = (read_prompt(tokenizer(), text) for text in ("a cat on", "a horse on"))
+    source, target = (prompt_tokens(tokenizer(), text) for text in ("a cat on", "a horse on"))
     matrix, heard = align(source, target, "replace")
     assert heard.all() and torch.allclose(matrix.sum(1), torch.ones(16))
     ours, theirs = source.find("cat"), target.find("horse")
@@ -95,14 +95,14 @@ def test_a_replacement_goes_word_for_word():
 
 
 def test_an_empty_prompt_has_only_its_ends():
-    prompt = read_prompt(tokenizer(), "")
+    prompt = prompt_tokens(tokenizer(), "")
     assert len(prompt.ids) == 2 and prompt.words() == [[0], [1]]
     matrix, _ = align(prompt, prompt, "replace")
     assert torch.equal(matrix, torch.eye(16))
 
 
 def test_numbers_and_marks_along_a_prompt():
-    prompt = read_prompt(tokenizer(), "a cat")
+    prompt = prompt_tokens(tokenizer(), "a cat")
     assert along(prompt, {"cat": 2.0}, 1.0).tolist() == [1, 1, 2, 2, 2, *[1] * 11]
     assert looked_at(prompt, ["a", "cat"]).nonzero().flatten().tolist() == [1, 2, 3, 4]
     assert looked_at(prompt, "a").nonzero().flatten().tolist() == [1]
@@ -110,9 +110,9 @@ def test_numbers_and_marks_along_a_prompt():
 
 def test_a_tokenizer_that_reads_beginnings_otherwise_is_refused():
     with pytest.raises(Incompatible, match="take its fast version"):
-        read_prompt(Whole(["cat"], glued=["cat"]), "cat on")
+        prompt_tokens(Whole(["cat"], glued=["cat"]), "cat on")
 
 
 def test_automatic_tokenizers_are_of_this_kind(tmp_path):
     tokenizer().save_pretrained(tmp_path)
-    assert read_prompt(AutoTokenizer.from_pretrained(tmp_path), "a cat").find("cat") == [2, 3, 4]
+    assert prompt_tokens(AutoTokenizer.from_pretrained(tmp_path), "a cat").find("cat") == [2, 3, 4]
