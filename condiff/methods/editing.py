@@ -162,14 +162,20 @@ def of_run(folder: Path, pictures: Read, tasks: Assigned, request: Request) -> E
     label = lambda names: as_conditions({"label": number(names)}, denoiser.kinds, device)
     told = lambda some: (label([task.source for task in some]), label([task.target for task in some]), None)
     told(wanted)
-    grid = as_grid(run.recipe.sampler.grid, request.steps, denoiser.process)
-    grid = torch.cat([grid[:1].clamp(max=BEFORE_NOISE), grid[grid < min(BEFORE_NOISE, float(grid[0]))]])
+    grid = _with_data(as_grid(run.recipe.sampler.grid, request.steps, denoiser.process), denoiser.process)
     return Editor(denoiser, run.recipe.build_codec(device), grid, data, wanted, told, AT_ONCE)
 
 
-BEFORE_NOISE = 0.99  # pure noise holds nothing to come back from: an inversion ends here
+BEFORE_NOISE = 0.99  # where an inversion ends whose grid begins at pure noise
 AT_ONCE = 16  # pictures of a run that go through the network together
 OF_PIPELINE = 4  # and of a pipeline, whose networks are larger; with attention control 16 rows
+
+
+def _with_data(grid: Tensor, process: Any) -> Tensor:
+    """The grid, begun a little later where it begins at pure noise: nothing leads back from there."""
+    if process.at(float(grid[0])).data > 0.0:
+        return grid
+    return torch.cat([grid.new_tensor([BEFORE_NOISE]), grid[grid < BEFORE_NOISE]])
 
 
 def of_pipeline(folder: Path, pictures: Read, tasks: Assigned, request: Request) -> Editor:
@@ -196,7 +202,7 @@ def of_pipeline(folder: Path, pictures: Read, tasks: Assigned, request: Request)
         control = None if shares is None else beside([control_of(wrapped, task, request, shares) for task in some])
         return words([task.source for task in some]), words([task.target for task in some]), control
 
-    grid = wrapped.grid(request.steps)
+    grid = _with_data(wrapped.grid(request.steps), wrapped.denoiser.process)
     return Editor(wrapped.denoiser, wrapped.codec, grid, data, wanted, told, OF_PIPELINE, shares)
 
 

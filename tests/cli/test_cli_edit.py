@@ -111,6 +111,17 @@ def test_pictures_of_a_pipeline_by_prompts(tmp_path, capsys):
     assert (tmp_path / "square.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_pipeline_whose_grid_begins_at_pure_noise(tmp_path, capsys):
+    """Nothing leads back from there: the inversion ends before."""
+    from tests.interop.tiny import sd3
+
+    sd3(t5=True).save_pretrained(tmp_path / "sd3")
+    Image.fromarray(np.full((20, 30, 3), 128, dtype=np.uint8)).save(tmp_path / "cake.png")
+    words = ("--source", "a round cake", "--target", "a square cake", "--steps", 3, "--iterations", 4)
+    run(capsys, "edit", tmp_path / "sd3", tmp_path / "cake.png", *words, "--out", tmp_path / "square.png")
+    assert json.loads((tmp_path / "square.json").read_text())["calls"] > 3
+
+
 # Prompts, word by word
 
 
