@@ -119,8 +119,11 @@ def series(
     labels: Sequence[Any] | None = None,
     real: Float[Tensor, "rows length channels"] | None = None,
     columns: int = 5,
+    note: str = "",
 ) -> Path:
     """A grid of small panels, a line a channel; ``real`` series have the last row of panels, in grey.
+
+    ``note`` stands below: what the axes are.
 
     Raises:
         BadValue: no series, or as many labels as series isn't so.
@@ -144,6 +147,7 @@ def series(
         axis.plot(values.detach().cpu().float().numpy(), linewidth=1.0, color=colour)
         axis.set_title(title or "", fontsize=8)
         axis.tick_params(labelsize=6)
+    figure.supxlabel(note, fontsize=8)
     figure.tight_layout()
     figure.savefig(Path(path), dpi=110)
     plt.close(figure)

@@ -172,9 +172,9 @@ def clips(
         filter=filter,
         background=background,
     )
-    pace = f"{fps:g} a second" if fps else "each one" if step == 1 else f"one in {step}"
+    pace = f"{fps:g} a second" if fps else "every one of a recording" if step == 1 else f"one in {step}"
     notes = [f"read as clips of {frames} frames, {pace}"]
-    notes += [f"the first {given} frames of a clip are given"] if given else []
+    notes += [f"given: the first {'frame' if given == 1 else f'{given} frames'} of a clip"] if given else []
     named: dict[str, Any] = {"name": root.name or str(root), "refused": [*refused, *bad], "notes": notes}
     return Clips(windows, framing, **named, given=given, cache=cache)
 

@@ -61,10 +61,10 @@ def open_data(source: str, /, **given: Any) -> Data:
     known = options(source)
     for name in given:
         if name not in known:
-            raise unknown(f"option of {source}", name, known)
+            raise unknown(f"option of {source}", name, [n for n in known if n != "path"])
         if isinstance(known[name].default, bool) and not isinstance(given[name], bool):
             raise BadValue(f"{name} of {source} is true or false, got {given[name]!r}")
     missing = [n for n, p in known.items() if p.default is p.empty and n not in given]
     if missing:
-        raise BadValue(f"data source {source!r} needs {', '.join(missing)}")
+        raise BadValue(f"data source {source!r} needs {', '.join(f'{n} (--{n} in a terminal)' for n in missing)}")
     return SOURCES[source](**given)

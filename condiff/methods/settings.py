@@ -80,10 +80,10 @@ def apply(part: Any, overrides: Mapping[str, Any]) -> Any:
                 node = node[int(name)]
                 continue
             if not isinstance(node, dict) or name not in node:
-                raise unknown("setting", key, _keys(node, path[:i]))
+                raise _unknown(key, node, path[:i])
             node = node[name]
         if not isinstance(node, dict) or last not in node:
-            raise unknown("setting", key, _keys(node, path))
+            raise _unknown(key, node, path)
         node[last] = _like(node[last], value, key)
     return from_config(config)
 
@@ -108,6 +108,22 @@ def _like(old: Any, new: Any, key: str) -> Any:
     if number and isinstance(new, str | bool):
         raise BadValue(f"{key} is a number such as {old}, got {new!r}")
     return new
+
+
+def _unknown(key: str, node: Any, path: Sequence[str]) -> BadValue:
+    """The error of a key that isn't there: it names fields of that name further down, else those that are there."""
+    last = key.rpartition(".")[2]
+    deeper = [field for field in _fields(node) if field.endswith(f".{last}")]
+    if deeper:
+        named = " or ".join(repr(".".join([*path, field])) for field in deeper[:3])
+        return BadValue(f"unknown setting {key!r}. Did you mean {named}?")
+    return unknown("setting", key, _keys(node, path))
+
+
+def _fields(node: Any, prefix: str = "") -> list[str]:
+    """All fields of a tree, dotted."""
+    own = {k: v for k, v in node.items() if k != "part"} if isinstance(node, dict) else {}
+    return [f for k, v in own.items() for f in (prefix + k, *_fields(v, f"{prefix}{k}."))]
 
 
 def _keys(node: Any, path: Sequence[str]) -> list[str]:

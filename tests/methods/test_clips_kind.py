@@ -101,6 +101,12 @@ def test_samples_depend_on_their_own_seed(run, tmp_path):
     assert abs(both[0] - both[1]).max() < 1e-4
 
 
+def test_a_video_of_a_clip(run, tmp_path):
+    out = tmp_path / "made.mp4"
+    assert command("sample", str(run), "--num", "1", "--out", str(out))[0] == 0
+    assert read_frames(out, channels=1).shape == (7, 1, 16, 16)
+
+
 def test_folders_of_frames_and_of_animations(run, tmp_path):
     assert command("sample", str(run), "--num", "1", "--out", str(tmp_path / "frames"))[0] == 0
     assert len(list((tmp_path / "frames").glob("*.png"))) == 7

@@ -42,6 +42,13 @@ def test_values_of_another_sort_are_refused(key, value, message):
         settings.apply(PLAIN, {key: value})
 
 
+def test_an_unknown_key_names_fields_of_that_name_further_down():
+    with pytest.raises(BadValue, match=r"Did you mean 'training.steps' or 'sampler.steps'\?"):
+        settings.apply(PLAIN, {"steps": 5})
+    with pytest.raises(BadValue, match=r"Did you mean 'network.width'"):
+        settings.apply(PLAIN, {"network.widht": 5})
+
+
 def test_short_forms():
     changed = settings.apply(PLAIN, {"sampler.solver": "heun", "training.ema": 0.9})
     assert changed.sampler.solver == Heun() and changed.training.ema == (0.9,)

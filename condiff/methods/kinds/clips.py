@@ -15,7 +15,7 @@ from condiff import figures
 from condiff.conditions import Conditions
 from condiff.data import Data, Recalled, read_frames
 from condiff.data.clips import FIRST
-from condiff.errors import BadFile, BadValue
+from condiff.errors import BadFile, BadValue, require_extra
 from condiff.methods.drawn import Drawing, Part, Plan
 from condiff.methods.given import Given
 from condiff.methods.kinds.kind import Kind, OfRun
@@ -25,6 +25,7 @@ from condiff.metrics import motion, psnr
 from condiff.networks import DiTConfig
 from condiff.training import PrefixDenoising, TrainConfig
 from condiff.video import write_frames
+from condiff.video.files import VIDEOS
 
 MOST, SHOWN = 16, 6  # clips that a run is judged by, and that are drawn to be looked at
 MOST_NUMBERS = 2**24  # of clips in one network call
@@ -38,7 +39,7 @@ class Clips(Kind):
     holds = "clips"
     fewest = 1
     default_method = "ca2-vdm"
-    endings = (".gif", ".webp", ".png", ".npz", ".npy")
+    endings = (".gif", ".webp", ".png", *VIDEOS, ".npz", ".npy")
     ending = ".gif"
 
     def matches(self, data: Any) -> bool:
@@ -117,13 +118,17 @@ class Clips(Kind):
         if not figures.drawable(made.x.shape[2:]):
             return None
         strips = made.x if made.truth is None else torch.stack([made.truth[:, : made.x.shape[1]], made.x], 1)
-        x = strips[:SHOWN].flatten(0, -4)
-        return figures.grid(x, stem.with_name(f"{stem.name}.png"), columns=made.x.shape[1], cell=32)
+        x, frames = strips[:SHOWN].flatten(0, -4), made.x.shape[1]
+        names = ["made"] if made.truth is None else ["true", "made"]
+        labels = [name if k == 0 else "" for _ in made.x[:SHOWN] for name in names for k in range(frames)]
+        return figures.grid(x, stem.with_name(f"{stem.name}.png"), labels=labels, columns=frames, cell=32)
 
     # ``condiff sample``
 
     def _check_drawable(self, out: Path, ending: str) -> None:
-        """What can't be drawn is found out when it is written."""
+        """What can't be drawn is found out when it is written, but for videos without a writer of them."""
+        if ending in VIDEOS:
+            require_extra("av", "video")
 
     def check_frames(self, frames: int, run: OfRun) -> None:
         if frames < 2:

@@ -23,6 +23,7 @@ from condiff.series import forecast, seasonal_naive
 
 MOST_SERIES, MEMBERS = 16, 20  # forecasts that a run is judged by
 MOST_NEW, SHOWN, REAL = 256, 15, 5  # new windows that it is judged by, and that are drawn
+AXES = "steps; each window over the mean size of its context"
 
 
 def whole_windows(windows: Windows, most: int) -> torch.Tensor:
@@ -75,7 +76,7 @@ class SeriesWindows(Kind):
             "crps_seasonal_naive": weighted_quantile_loss(torch.tensor(simple)[None], truth),
         }
         real = whole_windows(own, self.judged(own))
-        if len(real):
+        if min(len(real), made.num) > 1:  # a regression
             found["linear_predictive_score"] = linear_predictive_score(made.x[..., 0], real, spec.horizon)
         return {**found, "samples": made.num}
 
@@ -87,7 +88,7 @@ class SeriesWindows(Kind):
     def show(self, made: Drawing, stem: Path, run: OfRun) -> Path | None:
         rows = torch.linspace(0, len(run.heldout) - 1, min(REAL, len(run.heldout))).long()  # neighbours look alike
         real = run.heldout.batch(rows)["x"]
-        return figures.series(made.x[:SHOWN, :, :1], stem.with_name(f"{stem.name}.png"), real=real[..., :1])
+        return figures.series(made.x[:SHOWN, :, :1], stem.with_name(f"{stem.name}.png"), real=real[..., :1], note=AXES)
 
     # ``condiff sample``
 
@@ -100,7 +101,7 @@ class SeriesWindows(Kind):
         windows as the model has them."""
         x = made.x[..., :1]
         if out.suffix.lower() == ".png":
-            figures.series(x[:SHOWN], out)
+            figures.series(x[:SHOWN], out, note=AXES)
         elif out.suffix.lower() != ".csv":
             super().write(replace(made, x=x), out, run, told)
         else:
