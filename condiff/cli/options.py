@@ -32,6 +32,8 @@ Slug = Annotated[str, tyro.conf.Positional, _plain("METHOD")]
 SomePath = Annotated[Path | None, tyro.conf.Positional, _plain("PATH")]
 Repository = Annotated[str, tyro.conf.Positional, _plain("OWNER/NAME")]
 SomePlace = Annotated[str | None, tyro.conf.Positional, _plain("PLACE")]
+RunOrPipeline = Annotated[str, tyro.conf.Positional, _plain("RUN_OR_PIPELINE")]
+Size = Annotated[tuple[int, int] | None, _plain("HEIGHT WIDTH")]
 Pictures = Annotated[Path, tyro.conf.Positional, _plain("PICTURES")]
 
 

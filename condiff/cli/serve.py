@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
-from condiff.cli.options import Flag, OptionalInt, OptionalText, Several
+from condiff.cli.options import Flag, OptionalInt, OptionalText, RunOrPipeline, Several, Size
 from condiff.cli.output import note
-
-Size = Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint="")]
-Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_PIPELINE", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -25,7 +19,7 @@ class Serve:
       condiff serve runs/digits --host 0.0.0.0
     """
 
-    target: Target
+    target: RunOrPipeline
     """A run folder, a folder with a diffusers pipeline, or a pipeline's name on the Hub."""
 
     port: int = 8000

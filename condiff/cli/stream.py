@@ -7,11 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from condiff.cli.options import Flag, OptionalFloat, OptionalInt, OptionalPath, OptionalText
+from condiff.cli.options import Flag, OptionalFloat, OptionalInt, OptionalPath, OptionalText, RunOrPipeline, Size
 from condiff.cli.output import note, show_json
-
-Size = Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint="")]
-Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PIPELINE_OR_RUN", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class Stream:
       condiff stream runs/digits --video frames/ --label 3 --steps 24 36 46 --out out.gif
     """
 
-    target: Target
+    target: RunOrPipeline
     """A folder with a diffusers pipeline, a pipeline's name on the Hub, or a run folder."""
 
     video: OptionalPath = None

@@ -14,7 +14,7 @@ from condiff.errors import BadValue
 
 
 @torch.no_grad()
-def latents(data: Data, codec: Codec, *, reference: str = "frames", batch: int = 64) -> TensorData:
+def latents(data: Data, codec: Codec, *, reference: str = "frames", batch: int = 64, device: Any = None) -> TensorData:
     """Every sample encoded, and with it what is like a sample among its conditions: frames, endpoints, pictures.
 
     Conditions of kind 'frames' (B, F, *shape) are encoded frame by frame; those of kinds 'endpoint' and 'map' where
@@ -24,11 +24,12 @@ def latents(data: Data, codec: Codec, *, reference: str = "frames", batch: int =
     Args:
         reference: the condition that a codec which encodes beside a reference takes as one.
         batch: rows a call.
+        device: where the codec is; rows come back from there.
 
     Raises:
         BadValue: no such condition.
     """
-    encoded = Encoded(data, codec, reference=reference)
+    encoded = Encoded(data, codec, reference=reference, device=device)
     parts = [encoded.batch(range(i, min(i + batch, len(data)))) for i in range(0, len(data), batch)]
     return TensorData(
         torch.cat([part["x"] for part in parts]),
@@ -46,18 +47,18 @@ class Encoded(Data):
     Its fingerprint is that of the data: the codec belongs to the model.
 
     Args:
-        reference: as for :func:`latents`.
+        reference, device: as for :func:`latents`.
 
     Raises:
         BadValue: samples that the codec doesn't take, no such reference.
     """
 
-    def __init__(self, data: Data, codec: Codec, *, reference: str = "frames") -> None:
+    def __init__(self, data: Data, codec: Codec, *, reference: str = "frames", device: Any = None) -> None:
         if codec.needs_ref == "both" and reference not in data.kinds:
             raise BadValue(
                 f"this codec encodes beside a reference, the condition {reference!r}, which {data.name} lacks"
             )
-        self.data, self.codec, self.reference = data, codec, reference
+        self.data, self.codec, self.reference, self.device = data, codec, reference, device
         self.name, self.shape = f"latents of {data.name}", codec.latent_shape(data.shape)
         self.kinds, self.classes, self.paired = data.kinds, data.classes, data.paired
         self.refused, self.notes = data.refused, data.notes
@@ -81,6 +82,11 @@ class Encoded(Data):
     @torch.no_grad()
     def _rows(self, index: Tensor, epoch: int) -> dict[str, Any]:
         rows = self.data.batch(index, epoch)
+        if self.device is None:
+            return self._encode(rows)
+        return _to(self._encode(_to(rows, self.device)), rows["x"].device)
+
+    def _encode(self, rows: Mapping[str, Any]) -> dict[str, Any]:
         x = self.codec.encode(rows["x"], rows["cond"].get(self.reference))
         return {"x": x, "cond": encode_conditions(self.codec, rows["cond"], self.kinds, self.data.shape)}
 
@@ -89,6 +95,10 @@ class Encoded(Data):
 
     def fingerprint(self) -> str:
         return self.data.fingerprint()
+
+
+def _to(rows: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    return {"x": rows["x"].to(device), "cond": {name: value.to(device) for name, value in rows["cond"].items()}}
 
 
 def encode_conditions(

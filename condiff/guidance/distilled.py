@@ -50,7 +50,7 @@ class Distilled(Guided):
 
     def predict(self, x_t: States, level: Any, cond: Conditions) -> Any:
         rows = first(x_t)
-        some = next(iter(level.values())) if isinstance(level, dict) else level
+        some: Any = level if isinstance(x_t, Tensor) else next(iter(level.values()))
         if some is not level and callable(self.scale) and not isinstance(self.scale, Tensor):
             raise Incompatible("a model is told one scale for its whole state, not one per variable: give a number")
         value: Weight = strength(self.scale, some, rows)

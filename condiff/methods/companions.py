@@ -112,7 +112,7 @@ class UniCon:
         """All variables, those that are given too.
 
         Args:
-            cond: prompts (for a wrapped pipeline), or conditions.
+            cond: prompts or classes (for a wrapped pipeline), or conditions; empty prompts by default.
             given: what is known, by name; pictures where there is a codec.
             hold: given variables that stay at a noisy level, r in (0, 1] of the way to the data; 1 where it isn't
                 named. The others follow them the more coarsely, the smaller r is.
@@ -127,10 +127,11 @@ class UniCon:
         """
         given, hold, start = self._checked(dict(given or {}), dict(hold or {}), dict(start or {}))
         hold |= {name: 1.0 for name in given if name not in hold and name not in start}
-        told = self._told(cond)
+        rows = next((len(v) for v in given.values()), num)
+        told = self.told(cond, rows)
         if GUIDANCE in told:
             raise BadValue(f"how strongly the model is guided is scale=: leave {GUIDANCE!r} out of the conditions")
-        num = next((len(v) for v in given.values()), told.batch) if num is None else num
+        num = rows or told.batch if num is None else num
         if num is None:
             raise BadValue("say how many samples: num=, conditions or a given variable")
         device = next(self.model.parameters()).device
@@ -174,7 +175,10 @@ class UniCon:
             return Uniform() if grid is None else grid
         return tuple(self.source.grid(steps).tolist())
 
-    def _told(self, cond: Any) -> Conditions:
+    def told(self, cond: Any, num: int | None = None) -> Conditions:
+        """Prompts, or classes, as the conditions of all variables; ``num`` empty prompts where there are none."""
+        if cond is None and num is not None and self.source is not None and "prompt" in self.source.denoiser.kinds:
+            cond = [""] * num
         if self.source is None or isinstance(cond, Mapping) or cond is None:
             return as_conditions(cond, self.model.kinds)
         begun = [self.trigger + one for one in cond] if self.trigger else list(cond)

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from condiff.data.camera import camera
 from condiff.data.video_files import Footage, footage
-from condiff.errors import BadFile, BadValue, Incompatible, unknown
-from condiff.interop.loading import load_pipeline
-from condiff.interop.repository import is_name
+from condiff.errors import BadFile, BadValue, Incompatible
+from condiff.interop.loading import DTYPES, check_dtype, is_pipeline, load_pipeline
 from condiff.methods import streamdiffusion
 from condiff.methods.drawing import choose_labels
 from condiff.methods.runs import check_device, default_device, open_run
@@ -24,7 +22,6 @@ from condiff.streaming import Live, SimilarityFilter, Translator
 from condiff.video.files import check_output, write_frames
 
 AHEAD = 4  # frames of a file that are read while others are worked on
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 RATE = 25.0  # frames a second, where a source doesn't say
 
 
@@ -68,8 +65,7 @@ class Request:
     def __post_init__(self) -> None:
         if (self.video is None) == (self.camera is None):
             raise BadValue("say where frames come from: --video FILE_OR_FOLDER, or --camera N, one of them")
-        if self.dtype not in (None, *DTYPES):
-            raise unknown("dtype", self.dtype, DTYPES)
+        check_dtype(self.dtype)
         if self.frames is not None and self.frames < 1:
             raise BadValue(f"frames must be at least 1, got {self.frames}")
         if self.video is not None and not self.video.exists():
@@ -115,10 +111,8 @@ def translator_of(target: str, request: Request) -> Translator:
     folder = Path(target)
     how = {"guidance": request.guidance, "scale": request.scale, "delta": request.delta, "renoise": request.renoise}
     device = check_device(request.device or default_device())
-    if folder.exists() and not (folder / "model_index.json").is_file():
+    if not is_pipeline(target, "takes frames"):
         return _of_run(folder, request, device, how)
-    if not folder.exists() and not is_name(target):
-        raise BadFile(f"no such folder: {target}; a run or a diffusers pipeline takes frames")
     if request.label is not None:
         raise BadValue("a pipeline is told a prompt: leave --label out")
     pipe = load_pipeline(target).to(device)

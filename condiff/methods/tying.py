@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,77 +14,96 @@ from torch import Tensor
 from condiff import figures
 from condiff.aligned import Aligned
 from condiff.config import read_json
-from condiff.data import AsVariables, images, pairs
-from condiff.denoiser import Denoiser
-from condiff.errors import BadFile, BadValue, Incompatible, unknown
+from condiff.data import Pictures, images, pairs
+from condiff.errors import BadFile, BadValue, unknown
 from condiff.files import check_replaced, replacing
 from condiff.methods import names
-from condiff.methods.runs import check_device, check_folder, default_device, open_run
+from condiff.methods.runs import check_folder
+from condiff.methods.tied_bases import PICTURE, Base, Where, base_again, base_of, captions
 from condiff.methods.unicon import UniCon, join, objective
-from condiff.training import Status, TrainConfig, Trainer
+from condiff.training import Status, Trainer
 
-PICTURE, PAIR = "image", "pair"
-AT_ONCE = 64  # pairs a network call when sampling
+PAIR = "pair"
 
 
-def _base(folder: Path) -> tuple[Denoiser, tuple[int, ...]]:
-    """The model of a run of pictures, and their shape.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a companion is called, and how it is learned.
+
+    Args:
+        name: of the companion.
+        prompts: what pictures and companions show, one for all or one for each pair; or
+        captions: the folder of text files with the pictures' names.
+        trigger: what the companion's prompts begin with.
+        rank: of the low-rank weights; by default that of the base's kind.
+        aligned: place by place (depth, edges); else companions are natural pictures of the same subject.
+        training: fields of :class:`~condiff.training.TrainConfig`, over those of the base's kind.
 
     Raises:
-        Incompatible: a run of something else, or in latents.
+        BadValue: the name of the picture itself, prompts and captions.
     """
-    run = open_run(folder)
-    base = run.model(device="cpu")
-    if not isinstance(base, Denoiser) or run.recipe.codec is not None or not figures.drawable(run.data.shape):
-        raise Incompatible(f"{folder} isn't a run of pictures as they are: a companion is tied to such a one")
-    return base, tuple(run.data.shape)
+
+    name: str = "companion"
+    prompts: Sequence[str] = ()
+    captions: Path | None = None
+    trigger: str = ""
+    rank: int | None = None
+    aligned: bool = True
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name == PICTURE:
+            raise BadValue(f"{PICTURE!r} is the picture itself: give the companion another --name")
+        if self.captions is not None and self.prompts:
+            raise BadValue("say what pictures show by --prompt, or by --captions FOLDER, one of them")
 
 
 def tie(
-    run: Path,
-    paths: Sequence[str | Path],
-    name: str,
-    folder: Path,
-    *,
-    training: TrainConfig,
-    rank: int = 16,
-    aligned: bool = True,
-    quiet: bool = False,
-) -> Status:
-    """Train the joint attention between a run's pictures and their companions, which are matched by name.
+    target: str, paths: Sequence[str | Path], request: Request, folder: Path, where: Where, *, quiet: bool = False
+) -> tuple[Status, dict[str, Any]]:
+    """Train the joint attention between pictures and their companions, which are matched by name; returns how it ended,
+    and what came of it.
 
     Args:
-        run: the trained run, which is left as it is.
+        target: a trained run, or a pipeline's folder or name; it is left as it is.
         paths: folders of pictures and of companions.
-        name: of the companion.
         folder: of the new run.
-        rank: of the low-rank weights.
-        aligned: place by place (depth, edges); else companions are natural pictures of the same subject.
 
     Raises:
-        BadFile: the folder exists.
-        BadValue: other than two folders, pictures without a partner, the name of the picture itself.
-        Incompatible: a run whose network can't be paired.
+        BadFile: the folder exists; pictures without a caption.
+        BadValue: other than two folders, pictures without a partner, prompts that nobody is told.
+        Incompatible: a network that can't be paired.
     """
     if len(paths) != 2:
         raise BadValue(f"say --data PICTURES --data COMPANIONS, got {len(paths)} --data")
-    if name == PICTURE:
-        raise BadValue(f"{PICTURE!r} is the picture itself: give the companion another --name")
     check_folder(folder)
-    base, shape = _base(run)
-    data = pairs(paths[1], paths[0], (shape[1], shape[2]), condition=name, channels=shape[0])
-    model = join(base, (PICTURE, name), rank=rank, post="fuse" if aligned else "shared", own=aligned)
-    about = {"tie": {"run": str(run.resolve()), "name": name}}
-    rows = AsVariables(data, **{PICTURE: "x", name: name})
-    trainer = Trainer(model, rows, objective(model), training, folder, extra=about, quiet=quiet)
+    base, name = base_of(target, where), request.name
+    data = pairs(paths[1], paths[0], (base.shape[1], base.shape[2]), condition=name, channels=base.shape[0])
+    words = base.words(_prompts(request, data), len(data))
+    rank = base.rank if request.rank is None else request.rank
+    post = "fuse" if request.aligned else "shared"
+    model = join(base.denoiser, (PICTURE, name), rank=rank, post=post, own=request.aligned)
+    pair = UniCon(model, base.source, request.trigger)
+    rows = base.rows(data, name, words, pair)
+    loss = objective(model, dropped=() if words is None else base.dropped)
+    about = {"tie": {**base.about(), "name": name, "trigger": request.trigger}}
+    training = replace(base.training, **request.training)
+    trainer = Trainer(model, rows, loss, training, folder, extra=about, quiet=quiet, device=where.place)
     status = trainer.fit()
     if not status.stopped:
         UniCon(cast(Aligned, trainer.averaged())).save(folder / PAIR)
-    return status
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return status, {"out": str(folder), "step": status.step, "pairs": len(data), "parameters": trained}
 
 
-def open_tied(folder: Path, device: Any = None) -> tuple[UniCon, tuple[int, ...]]:
-    """The model of such a run, and the shape of its pictures.
+def _prompts(request: Request, data: Pictures) -> Sequence[str]:
+    if request.captions is None:
+        return request.prompts
+    return captions(request.captions, [str(Path(item.name).with_suffix("")) for item in data.views["x"]])
+
+
+def open_tied(folder: Path, device: Any = None) -> tuple[UniCon, Base]:
+    """The model of such a run, and what it was tied to.
 
     Raises:
         BadFile: no such run, one that isn't finished, or its base is gone.
@@ -93,32 +113,49 @@ def open_tied(folder: Path, device: Any = None) -> tuple[UniCon, tuple[int, ...]
         raise BadFile(f"{folder} is no run of `condiff tie`")
     if not (folder / PAIR).is_dir():
         raise BadFile(f"{folder} was stopped before its end: tie it again")
-    if not Path(about["run"]).is_dir():
-        raise BadFile(f"the run that {folder} was tied to isn't there any more: {about['run']}")
-    base, shape = _base(Path(about["run"]))
-    pair = UniCon.load(base, folder / PAIR, (PICTURE, about["name"]))
-    pair.model.to(check_device(device or default_device()))
-    return pair, shape
+    base = base_again(about, folder, device)
+    source = base.denoiser if base.source is None else base.source
+    pair = UniCon.load(source, folder / PAIR, (PICTURE, about["name"]), about.get("trigger", ""))
+    pair.model.to(base.place)
+    return pair, base
 
 
-def draw(
-    folder: Path,
-    out: Path,
-    *,
-    known: Sequence[str] = (),
-    hold: Sequence[str] = (),
-    num: int | None = None,
-    steps: int = 50,
-    solver: str | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Pictures and companions, those that are known and those that are made; returns where and how.
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What is known, and how the rest is made.
 
     Args:
         known: ``NAME=PATH``, a picture or a folder of them; everything else is made.
         hold: ``NAME=R`` of known ones that are followed coarsely only, 0 < R <= 1.
+        num: how many, where nothing is known.
+        prompts: one for all or one for each, for pipelines.
+        scale: of the guidance by prompts; a pipeline's own by default.
+        hearing: of guidance by what variables say to each other; see :func:`condiff.methods.unicon.guided`.
+        batch: pairs a network call.
+    """
+
+    known: Sequence[str] = ()
+    hold: Sequence[str] = ()
+    num: int | None = None
+    prompts: Sequence[str] = ()
+    scale: float | None = None
+    hearing: float = 0.0
+    steps: int = 50
+    solver: str | None = None
+    seed: int = 0
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num", "batch", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadValue(f"--{name} must be at least 1, got {value}")
+
+
+def draw(
+    folder: Path, out: Path, request: Drawing, *, device: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Pictures and companions, those that are known and those that are made; returns where and how.
 
     Raises:
         BadValue: unknown names, sizes or counts that differ, everything known.
@@ -126,23 +163,26 @@ def draw(
     """
     if out.exists() and not overwrite:
         raise BadFile(f"{out} exists already: choose another --out, or say --overwrite")
-    pair, shape = open_tied(folder, device)
+    pair, base = open_tied(folder, device)
     check_replaced(out, pair.model.variables.__contains__)
-    given, stems = _known(known, pair.model.variables, shape)
-    rows = next((len(x) for x in given.values()), num or 8)
-    if num is not None and given and num != rows:
+    given, stems = _known(request.known, pair.model.variables, base.shape)
+    rows = next((len(x) for x in given.values()), request.num or max(len(request.prompts), 1 if base.source else 8))
+    if request.num is not None and given and request.num != rows:
         raise BadValue(f"{rows} pictures are known: leave --num out")
-    options: dict[str, Any] = {"hold": _levels(hold, given), "steps": steps}
-    options["solver"] = None if solver is None else names.solver(solver)
-    started, parts = time.perf_counter(), []
-    for first in range(0, rows, AT_ONCE):
-        some = {name: x[first : first + AT_ONCE] for name, x in given.items()}
-        seeds = range(seed + first, seed + min(first + AT_ONCE, rows))
-        parts.append(pair.sample(given=some, num=len(seeds), seeds=seeds, **options))
+    words = base.words(request.prompts, rows)
+    options: dict[str, Any] = {"hold": _levels(request.hold, given), "steps": request.steps}
+    options |= {"scale": base.scale(request.scale, words), "hearing": request.hearing}
+    options["solver"] = None if request.solver is None else names.solver(request.solver)
+    started, parts, step = time.perf_counter(), [], request.batch or base.at_once
+    for first in range(0, rows, step):
+        some = {name: x[first : first + step] for name, x in given.items()}
+        seeds = range(request.seed + first, request.seed + min(first + step, rows))
+        told = None if words is None else words[first : first + step]
+        parts.append(pair.sample(told, given=some, num=len(seeds), seeds=seeds, **options))
     made = {name: torch.cat([part[name].cpu() for part in parts]) for name in pair.model.variables}
     seconds = time.perf_counter() - started
     _write({**made, **given}, out, stems or [f"{i:05d}" for i in range(rows)])
-    return {"out": str(out), "num": rows, "steps": steps, "known": list(given), "seconds": round(seconds, 3)}
+    return {"out": str(out), "num": rows, "steps": request.steps, "known": list(given), "seconds": round(seconds, 3)}
 
 
 def _words(words: Sequence[str], variables: Sequence[str], what: str) -> dict[str, str]:

@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from condiff.errors import BadFile, BadValue, require_extra
-from condiff.interop.loading import load_pipeline
-from condiff.interop.repository import is_name
+from condiff.errors import BadValue, require_extra
+from condiff.interop.loading import is_pipeline, load_pipeline
 from condiff.web.app import build_app
 from condiff.web.guard import Guard, is_loopback
 from condiff.web.limits import Limits
@@ -45,13 +44,10 @@ def open_source(
         BadFile: none of these.
         BadValue: a size for a run, which has one.
     """
-    folder = Path(target)
-    if folder.exists() and not (folder / "model_index.json").is_file():
+    if not is_pipeline(target, "is served"):
         if size is not None or frames is not None:
             raise BadValue(f"a run makes samples of one size: leave --size and --frames out for {target}")
-        return RunSource(folder, uploads, limits, weights=weights, device=device)
-    if not folder.exists() and not is_name(target):
-        raise BadFile(f"no such folder: {target}; a run, or a diffusers pipeline, is served")
+        return RunSource(Path(target), uploads, limits, weights=weights, device=device)
     pipe = load_pipeline(target)
     pipe = pipe if device is None else pipe.to(device)
     return PipelineSource(pipe, target, uploads, limits, size=size, frames=frames)

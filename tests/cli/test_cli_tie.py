@@ -70,12 +70,11 @@ def test_every_direction(capsys, tied, tmp_path):
     assert len(sizes(tmp_path / "d" / "image")) == 2
 
 
-def test_a_picture_depends_on_its_own_seed_only(capsys, tied, tmp_path, monkeypatch):
+def test_a_picture_depends_on_its_own_seed_only(capsys, tied, tmp_path):
     new = pictures(tmp_path / "new", 2, count=3)
     words = ["companions", tied, "--known", f"outline={new}", "--steps", "2", "--seed", "4"]
     run(capsys, *words, "--out", tmp_path / "whole")
-    monkeypatch.setattr("condiff.methods.tying.AT_ONCE", 2)
-    run(capsys, *words, "--out", tmp_path / "parts")
+    run(capsys, *words, "--batch", "2", "--out", tmp_path / "parts")
     for i in range(3):
         whole, parts = (pixels(tmp_path / name / "image" / f"p{i}.png").astype(int) for name in ("whole", "parts"))
         assert abs(whole - parts).max() <= 1
@@ -87,6 +86,17 @@ def test_a_folder_of_other_things_is_not_replaced(capsys, tied, tmp_path):
     (tmp_path / "here" / "thesis.tex").write_text("mine")
     assert "holds thesis.tex" in run(capsys, *words, code=2).err
     assert (tmp_path / "here" / "thesis.tex").read_text() == "mine"
+
+
+def test_what_a_tie_says_as_json(capsys, tied, tmp_path):
+    words = ["--name", "outline", "--rank", "2", "--steps", "1", "--batch", "4", "--device", "cpu", "--json"]
+    new = pictures(tmp_path / "new", 2, count=4)
+    base = tied.parent / "base"
+    said = run(capsys, "tie", base, "--data", new, "--data", new, *words, "--out", tmp_path / "t")
+    made = json.loads(said.out)
+    assert (made["out"], made["step"], made["pairs"]) == (str(tmp_path / "t"), 1, 4) and made["parameters"] > 0
+    assert "unknown dtype" in run(capsys, "tie", base, "--data", new, "--data", new, "--dtype", "f8", code=2).err
+    assert "no device" in run(capsys, "tie", base, "--data", new, "--data", new, "--device", "abc", code=2).err
 
 
 def test_the_run_holds_the_adapter_alone(tied):
@@ -119,6 +129,12 @@ def test_bad_input(capsys, tied, tmp_path):
         (["tie", tied.parent / "base", "--data", new], "--data PICTURES --data COMPANIONS"),
         (["tie", tied.parent / "base", "--data", new, "--data", new, "--name", "image"], "another --name"),
         (["tie", tied.parent / "base", "--data", new, "--data", new, "--out", tied], "exists already"),
+        (["tie", tied.parent / "base", "--data", new, "--data", new, "--prompt", "a cell"], "told no prompts"),
+        (["tie", tied.parent / "base", "--data", new, "--data", new, "--size", "8", "8"], "leave --size"),
+        (["tie", tied.parent / "none", "--data", new, "--data", new], "no such folder"),
+        (["companions", tied, "--num", "1", "--prompt", "a cell"], "told no prompts"),
+        (["companions", tied, "--num", "1", "--scale", "2"], "leave --scale out"),
+        (["companions", tied, "--num", "0"], "--num must be at least 1"),
     ):
         out = ["--out", tmp_path / "out"] if "--out" not in words else []
         assert said in run(capsys, *words, *out, code=2).err

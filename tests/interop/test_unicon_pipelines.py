@@ -96,7 +96,7 @@ def test_untrained_it_draws_what_the_pipelines_guidance_draws(name):
     one = model.denoiser if scale == 1.0 else model.guided(scale)
     alone = cd.sample(one, initial=start, cond=model.encode(told), solver=cd.DDIM(), grid=model.grid(4))
     grid = dict.fromkeys(VARIABLES, model.grid(4))
-    options = {"cond": pair._told(told), "solver": cd.DDIM(), "grid": grid}
+    options = {"cond": pair.told(told), "solver": cd.DDIM(), "grid": grid}
     made = cd.sample(unicon.guided(pair.model, scale), initial=dict.fromkeys(VARIABLES, start), **options)
     for z in made.values():
         torch.testing.assert_close(z, alone, rtol=1e-4, atol=1e-4)
@@ -118,7 +118,7 @@ def test_untrained_it_draws_what_the_pipeline_draws():
     pipe = tiny.stable_diffusion()
     sd = wrap(pipe)
     pair = UniCon(unicon.join(sd.denoiser, VARIABLES, rank=2).eval(), sd)
-    model, cond = pair.model, pair._told(["a fox"])
+    model, cond = pair.model, pair.told(["a fox"])
     start = torch.randn(1, *sd.denoiser.shape, generator=torch.Generator().manual_seed(0))
     guided = cd.guidance.Free(model, scale=3.0)
     grid = {name: sd.grid(4) for name in VARIABLES}
@@ -131,7 +131,7 @@ def test_untrained_it_draws_what_the_pipeline_draws():
 def test_the_companions_prompt_begins_with_the_trigger():
     sd = wrap(tiny.stable_diffusion())
     pair = UniCon(Aligned(sd.denoiser, VARIABLES), sd, trigger="depth map, ")
-    told = pair._told(["a fox"])
+    told = pair.told(["a fox"])
     assert torch.equal(told["prompt"].value, sd.encode(["a fox"])["prompt"].value)
     assert torch.equal(told["depth.prompt"].value, sd.encode(["depth map, a fox"])["prompt"].value)
 

@@ -52,9 +52,10 @@ class DiT(Family):
         return trained
 
     def words(self, entries: Sequence[Any]) -> Conditions:
+        """Classes by name or number, which may be a text too."""
         names = getattr(self.pipe, "labels", None) or {}
-        strange = [n for n in entries if isinstance(n, str) and n not in names]
+        strange = [n for n in entries if isinstance(n, str) and n not in names and not n.isdecimal()]
         if strange:
             raise BadValue(f"unknown classes {strange}; this pipeline names {len(names)} classes")
-        numbers = [names[n] if isinstance(n, str) else n for n in entries]
+        numbers = [names[n] if n in names else int(n) if isinstance(n, str) else n for n in entries]
         return encoded_labels(numbers, self.net.config.num_embeds_ada_norm, self.device)
