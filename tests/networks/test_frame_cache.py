@@ -6,7 +6,7 @@ import torch
 from condiff import Denoiser
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.networks import FrameCache, KVQueue, VideoTransformer, VideoTransformerConfig
-from condiff.networks.space_time_blocks import frame_mask
+from condiff.networks.space_time_blocks import Plan, SpaceTimeBlock, frame_mask
 from condiff.process import Gaussian, Rectified
 
 SHAPE = (8, 1, 4, 4)
@@ -148,6 +148,37 @@ def test_what_a_cache_refuses():
 def test_masks_along_time(how, rows):
     mask = frame_mask(3, **how)
     assert ["".join(str(int(v)) for v in row) for row in mask] == rows
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_block_is_its_equation(index):
+    """Frames [prefix of 4 | target of 2]. Positions enter the temporal attention of the first block alone; neither it
+    nor the reference's input is normalised, and one gate acts on all three."""
+    torch.manual_seed(0)
+    block = SpaceTimeBlock(8, 2, 16, index=index, reference=3, flag=False, cross=False)
+    for p in block.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    frames, sites, prefix = 6, 5, 4
+    x, c, added = torch.randn(2, frames * sites, 8), torch.randn(2, frames, 8), torch.randn(frames, 8)
+    mask = frame_mask(frames, prefix=prefix)
+    said = block(x, c, Plan(frames, sites, prefix, mask, added, None, None), None, None)
+
+    shift1, scale1, gate1, shift2, scale2, gate2 = (v[:, :, None] for v in block.modulation(c).chunk(6, dim=-1))
+    norm = lambda v: torch.nn.functional.layer_norm(v, (8,), eps=1e-6)
+    h = x.unflatten(1, (frames, sites))
+    h = h + gate1 * block.attn((norm(h) * (1 + scale1) + shift1).flatten(0, 1)).unflatten(0, (2, frames))
+
+    def seen(f):
+        own = [f] if f < prefix else [1, 2, 3]
+        q, (_, k, v) = block.reference.queries(h[:, f]), block.reference.split(h[:, own].flatten(1, 2))
+        return block.reference.out(block.reference.attend(q, k, v))
+
+    h = h + gate1 * torch.stack([seen(f) for f in range(frames)], 1)
+    along = (h + added[:, None] if index == 0 else h).transpose(1, 2).flatten(0, 1)
+    along = block.temporal(along, mask=torch.ones(frames, frames, dtype=torch.bool).tril()[None, None])
+    h = h + gate1 * along.unflatten(0, (2, sites)).transpose(1, 2)
+    h = h + gate2 * block.feed_forward(norm(h) * (1 + scale2) + shift2)
+    torch.testing.assert_close(said, h.flatten(1, 2), rtol=1e-4, atol=1e-5)
 
 
 def test_no_mask_where_all_is_seen():

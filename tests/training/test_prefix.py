@@ -68,6 +68,20 @@ def test_a_perturbed_prefix_is_still_told_that_it_is_clean():
     assert 0.1 < float(away.std() / 0.3) < 2.0
 
 
+def test_every_frame_has_noise_of_its_own():
+    """Those of the prefix among each other, and other noise than what is to be found."""
+    spy, prefix, seed = Spy(), 1, 0
+    while prefix == 1:
+        seed += 1
+        objective(perturb=0.3)(spy, {"x": torch.zeros(200, 9, 2)}, rng=seed)
+        x, times, *_ = spy.calls[-1]
+        prefix = int((times[0] == 0.0).sum())
+    noise = torch.cat([x[:, :prefix] / 0.3, x[:, prefix:] / times[:, prefix:, None].float()], dim=1)  # x0 = 0
+    away = torch.corrcoef(noise.flatten(1).T) - torch.eye(2 * noise.shape[1])
+    assert float(away.abs().max()) < 0.35
+    torch.testing.assert_close(noise.std(0), torch.ones(noise.shape[1:]), rtol=0.0, atol=0.2)
+
+
 def test_all_shards_of_a_batch_draw_one_length_and_window():
     whole, parts = Spy(), [Spy(), Spy()]
     objective()(whole, {"x": clips()}, rng=3)
