@@ -98,6 +98,9 @@ class Conditions(Mapping[str, Condition]):
 
     def __init__(self, entries: Mapping[str, Condition] | None = None) -> None:
         self._entries = dict(entries or {})
+        for name, entry in self._entries.items():
+            if not isinstance(entry, Condition):
+                raise BadType(f"{name!r} is a {type(entry).__name__}: wrap it, Condition(value, kind)")
         sizes = {name: entry.batch for name, entry in self._entries.items()}
         if len(set(sizes.values())) > 1:
             raise BadValue(f"all conditions of a batch must have one batch size, got {sizes}")

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,10 @@ from condiff.conditions import Conditions
 from condiff.denoiser import Denoiser, Denoises
 from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.interop.backbones import FAMILIES, Family
+from condiff.interop.backbones.base import class_of
 from condiff.interop.prompts import attention_edit
-from condiff.interop.schedulers import precondition_of, process_of
-from condiff.sampling import AttentionEdit
+from condiff.interop.schedulers import hooks_of, precondition_of, process_of
+from condiff.sampling import AttentionEdit, Hook
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +64,26 @@ class Wrapped:
         """The times that the pipeline visits with its own scheduler; see :func:`~condiff.interop.grid_of`."""
         return self.family.grid(steps, **options)
 
-    def guided(self, scale: Any = None, negative: Sequence[Any] | None = None, **options: Any) -> Denoises:
+    @property
+    def hooks(self) -> list[Hook]:
+        """What the pipeline's scheduler does to the predicted clean sample (``clip_sample``, ``thresholding``), for
+        ``sample(..., hooks=wrapped.hooks)``; nothing for most pipelines of latents."""
+        return hooks_of(self.pipeline.scheduler)
+
+    def guided(
+        self, scale: Any = None, negative: Sequence[Any] | Mapping[str, Any] | None = None, **options: Any
+    ) -> Denoises:
         """Guidance as the pipeline does it: classifier-free, where the reference isn't told what the pipeline leaves
         out; the strength as a condition, for a network that is told it; and no guidance for a pipeline that has none.
 
         Args:
             scale: the pipeline's own unless given; one per frame (1, F) and functions of the level serve as well.
-            negative: prompts that the reference is told, one for all or one per sample.
+            negative: prompts that the reference is told, one for all or one per sample; or encoded ones, by name.
             options: of :class:`condiff.guidance.Free` or :class:`condiff.guidance.Distilled`.
 
         Raises:
             Incompatible: a scale or negative prompts for a pipeline that has no use for them.
+            BadType: negative prompts that are no list.
         """
         return self.family.guided(self.denoiser, scale, negative, **options)
 
@@ -110,7 +120,7 @@ def wrap(
     family = next((f for f in FAMILIES if f.takes(pipe, net)), None)
     if family is None:
         known = ", ".join(sorted({name for f in FAMILIES for name in f.networks}))
-        raise Incompatible(f"wrap knows the backbones {known}, and {type(pipe).__name__} has {type(net).__name__}")
+        raise Incompatible(f"wrap knows the backbones {known}, and {type(pipe).__name__} has {class_of(net)}")
     net.eval()
     process, target = process_of(pipe.scheduler)
     read = family(pipe, net, size, frames, length)

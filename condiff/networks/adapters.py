@@ -7,7 +7,9 @@ in both directions. Several adapters in one forward, each for some of its rows, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,7 +62,7 @@ class LoRA:
         Raises:
             BadValue: none.
         """
-        linear = [name for name, part in net.named_modules() if isinstance(part, nn.Linear)]
+        linear = _linear(net)
         chosen = [n for n in linear if not self.targets or any(f".{n}".endswith(f".{t}") for t in self.targets)]
         if not chosen:
             raise BadValue(f"no linear layer of {type(net).__name__} has a name that ends with one of {self.targets}")
@@ -112,7 +114,7 @@ def attach_lora(net: nn.Module, lora: LoRA | None = None, name: str = "default",
         init_lora_weights="gaussian",
     )
     net.requires_grad_(False)
-    with seeded_weights(seed):
+    with seeded_weights(seed), _beside_others(net, name):
         peft.inject_adapter_in_model(config, net, name)
     _in_single(net, name)
     return layers
@@ -189,13 +191,30 @@ def load_lora(net: nn.Module, folder: str | Path, name: str = "default") -> None
     tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     _check_fits(net, tensors, folder)
     net.requires_grad_(False)
-    peft.inject_adapter_in_model(peft.LoraConfig.from_peft_type(**settings), net, name)
+    with _beside_others(net, name):
+        peft.inject_adapter_in_model(peft.LoraConfig.from_peft_type(**settings), net, name)
     _in_single(net, name)
     own = lora_state(net, name)
     if set(own) != set(tensors):
         odd = sorted(set(own) ^ set(tensors))[:3]
         raise Incompatible(f"{folder} holds other layers than its configuration says: {', '.join(odd)}")
     peft.set_peft_model_state_dict(net, tensors, name)
+
+
+@contextmanager
+def _beside_others(net: nn.Module, name: str) -> Iterator[None]:
+    """Adapters that act already go on acting beside the one that is added here, which alone is trained."""
+    acting = {layer: list(layer.active_adapters) for layer in _adapted(net)}  # type: ignore[call-overload]
+    with warnings.catch_warnings():  # several adapters are meant
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        yield
+    for layer in _adapted(net):
+        part: Any = layer
+        before = acting.get(layer, [])
+        part.set_adapter([*before, *([name] if name in part.lora_A else [])])
+        for weights in (part.lora_A, part.lora_B):
+            for other in before:
+                weights[other].requires_grad_(False)
 
 
 def _in_single(net: nn.Module, name: str) -> None:
@@ -209,7 +228,7 @@ def _in_single(net: nn.Module, name: str) -> None:
 
 def _check_fits(net: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     """Refuse an adapter of another network before anything is changed."""
-    linear = {name: part for name, part in net.named_modules() if isinstance(part, nn.Linear) or _is_adapted(part)}
+    linear = _linear(net)
     for key, value in tensors.items():
         layer, _, which = key.rpartition(".lora_")
         if layer not in linear:
@@ -217,6 +236,18 @@ def _check_fits(net: nn.Module, tensors: dict[str, Tensor], folder: Path) -> Non
         width: Any = linear[layer].in_features if which.startswith("A") else linear[layer].out_features
         if value.shape[1 if which.startswith("A") else 0] != width:
             raise Incompatible(f"{folder}: {key} is {tuple(value.shape)}, and the layer's width is {width}")
+
+
+def _linear(net: nn.Module) -> dict[str, Any]:
+    """The linear layers by name, adapted ones too, without what adapters consist of."""
+    parts = dict(net.named_modules())
+    adapted = [f"{name}." for name, part in parts.items() if _is_adapted(part)]
+    kinds = {name: part for name, part in parts.items() if not any(name.startswith(inside) for inside in adapted)}
+    return {
+        name: part
+        for name, part in kinds.items()
+        if isinstance(getattr(part, "base_layer", part) if _is_adapted(part) else part, nn.Linear)
+    }
 
 
 def _is_adapted(part: nn.Module) -> bool:

@@ -56,7 +56,7 @@ def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Discrete(Schedule):
     """A table of N levels. Use a constructor: :meth:`ddpm`, :meth:`stable_diffusion`, :meth:`cosine`, ...
 
@@ -100,6 +100,14 @@ class Discrete(Schedule):
             raise BadValue("alphas_cumprod must fall strictly from below 1 and stay >= 0 (betas between 0 and 1)")
         log_alpha = 0.5 * torch.log(torch.cat([torch.ones(1, dtype=torch.float64), table]))
         self._tables[torch.device("cpu")] = log_alpha
+
+    def __repr__(self) -> str:
+        if self.alphas_cumprod is not None:
+            first, last = self.alphas_cumprod[0], self.alphas_cumprod[-1]
+            return f"Discrete(rule='custom', steps={self.steps}, alphas_cumprod={first:.6g} .. {last:.6g})"
+        ends = "" if self.rule == "cosine" else f", beta_start={self.beta_start:g}, beta_end={self.beta_end:g}"
+        zero = ", zero_terminal_snr=True" if self.zero_terminal_snr else ""
+        return f"Discrete(rule={self.rule!r}, steps={self.steps}{ends}{zero})"
 
     # Constructors
 

@@ -24,17 +24,26 @@ from condiff.sampling.loop import Hook, Run, Step
 
 @dataclass(frozen=True)
 class ClipX0(Hook):
-    """x0 clipped to ``[low, high]``; the noise follows from x_t and the clipped x0."""
+    """x0 clipped to ``[low, high]``; the noise follows from x_t and the clipped x0.
+
+    Args:
+        keep_noise: leave the noise as it was predicted, as DDIM of released pipelines does.
+    """
 
     low: float = field(default=-1.0, metadata={"infinite": True})
     high: float = field(default=1.0, metadata={"infinite": True})
+    keep_noise: bool = False
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise BadValue(f"ClipX0 needs low < high, got {self.low} and {self.high}")
 
     def prediction(self, prediction: Prediction, run: Run) -> Prediction:
-        return prediction.set("x0", prediction.x0.clamp(self.low, self.high))
+        x0 = prediction.x0.clamp(self.low, self.high)
+        if not self.keep_noise:
+            return prediction.set("x0", x0)
+        values = {"x0": x0, "noise": prediction.noise}
+        return Prediction(prediction.x_t, prediction.level, values, prediction.source, dict(prediction.aux))
 
 
 @dataclass(frozen=True)
@@ -77,18 +86,24 @@ class DynamicThreshold(Hook):
     """Dynamic thresholding (Saharia 2022, sec. 2.3): per sample, with ``s = max(quantile(|x0|), bound)``,
 
     ``x0 -> bound clip(x0, -s, s) / s``. Samples that stay within the bound are left alone.
+
+    Args:
+        most: that s may be, as released pipelines limit it; what is larger is clipped.
     """
 
     quantile: float = 0.995
     bound: float = 1.0
+    most: float = field(default=math.inf, metadata={"infinite": True})
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.quantile <= 1.0 and self.bound > 0.0):
-            raise BadValue(f"needs 0 < quantile <= 1 and bound > 0, got {self.quantile} and {self.bound}")
+        if not (0.0 < self.quantile <= 1.0 and 0.0 < self.bound <= self.most):
+            raise BadValue(
+                f"needs 0 < quantile <= 1 and 0 < bound <= most, got {self.quantile}, {self.bound} and {self.most}"
+            )
 
     def prediction(self, prediction: Prediction, run: Run) -> Prediction:
         x0 = prediction.x0
-        s = row_quantile(x0.abs().flatten(1), self.quantile).clamp_min(self.bound)
+        s = row_quantile(x0.abs().flatten(1), self.quantile).clamp(self.bound, self.most)
         s = s.reshape(-1, *(1,) * (x0.ndim - 1))
         return prediction.set("x0", torch.minimum(torch.maximum(x0, -s), s) * (self.bound / s))
 

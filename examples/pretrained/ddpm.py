@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> None:
         steps=args.steps,
         seed=args.seed,
         device=args.device,
+        hooks=model.hooks,
         progress=True,
     )
     save_pictures(x, args.out)

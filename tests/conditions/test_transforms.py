@@ -19,7 +19,7 @@ from condiff.conditions import (
     TimeNoise,
 )
 from condiff.config import from_config, to_config
-from condiff.errors import BadValue, Incompatible
+from condiff.errors import BadType, BadValue, Incompatible
 from condiff.random import as_source
 
 N = 20000
@@ -215,3 +215,8 @@ def test_corruption_by_a_function_and_at_sampling():
 def test_refusals(act, error, said):
     with pytest.raises(error, match=said):
         act(conditions(4))
+
+
+def test_an_entry_that_is_no_condition_is_named():
+    with pytest.raises(BadType, match=r"'size' is a Tensor: wrap it, Condition\(value, kind\)"):
+        Conditions().replace(size=torch.zeros(2, 6))

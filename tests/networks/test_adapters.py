@@ -201,3 +201,19 @@ def test_adapters_of_other_networks_are_refused(tmp_path):
         load_lora(network(), tmp_path / "a")
     with pytest.raises(BadFile):
         load_lora(network(), tmp_path / "nothing")
+
+
+def test_a_second_adapter_acts_beside_the_first_and_alone_is_trained():
+    net, layers = adapted()
+    first = net(*INPUT)
+    assert attach_lora(net, LoRA(rank=3), name="second", seed=1) == layers
+    assert torch.equal(net(*INPUT), first)
+    stir(net)
+    trained = [name for name, p in net.named_parameters() if p.requires_grad]
+    assert trained and all(".second." in name for name in trained)
+    both = net(*INPUT)
+    scale_lora(net, 0.0, "default")
+    alone = net(*INPUT)
+    scale_lora(net, 0.0, "second")
+    assert torch.equal(net(*INPUT), network()(*INPUT))
+    assert (both - first).abs().max() > 1e-3 and (both - alone).abs().max() > 1e-3

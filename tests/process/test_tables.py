@@ -163,3 +163,11 @@ def test_the_posterior_is_ddpms():
 def test_refusals(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+def test_a_table_is_told_in_a_line():
+    assert repr(Discrete.ddpm()) == "Discrete(rule='linear', steps=1000, beta_start=0.0001, beta_end=0.02)"
+    cosine = Discrete.cosine(steps=9, zero_terminal_snr=True)
+    assert repr(cosine) == "Discrete(rule='cosine', steps=9, zero_terminal_snr=True)"
+    long = Discrete.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    assert repr(long) == "Discrete(rule='custom', steps=1000, alphas_cumprod=0.9999 .. 4.03583e-05)"

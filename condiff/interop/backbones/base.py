@@ -7,7 +7,7 @@ A further family is one module here with two classes: a :class:`Backbone`, which
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from condiff.codecs import Codec
 from condiff.conditions import Condition, Conditions
 from condiff.denoiser import Denoises
-from condiff.errors import BadValue, Incompatible
+from condiff.errors import BadType, BadValue, Incompatible
 from condiff.guidance import Free
 from condiff.interop.attention import control_attention
 from condiff.interop.paired import make_sites
@@ -50,7 +50,8 @@ class Backbone(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.net.parameters()).dtype
+        """What the network computes in, which weights that are stored in eight bits aren't."""
+        return self.net.dtype
 
     def make_sites(self) -> dict[str, Site]:
         """The network's attentions, ready for paired rows; see :func:`condiff.networks.add_pair`."""
@@ -148,7 +149,7 @@ class Family(ABC):
     @classmethod
     def takes(cls, pipe: Any, net: Any) -> bool:
         """Whether a pipeline belongs to the family."""
-        return type(net).__name__ in cls.networks
+        return class_of(net) in cls.networks
 
     def check(self) -> None:
         """Refuse, with :class:`Incompatible`, a network that is told what isn't known here."""
@@ -232,7 +233,7 @@ class Family(ABC):
         patch = self.net.config.get("patch_size") or 1
         return (height // patch) * (width // patch)
 
-    def guided(self, denoiser: Any, scale: Any, negative: Sequence[Any] | None, **options: Any) -> Denoises:
+    def guided(self, denoiser: Any, scale: Any, negative: Any, **options: Any) -> Denoises:
         """The pipeline's guidance; its bare denoiser where it has none."""
         if not self.reference:
             if scale is not None or negative is not None:
@@ -240,8 +241,16 @@ class Family(ABC):
             return denoiser
         scale = self.scale if scale is None else scale
         if negative is not None:
-            return Free(denoiser, scale=scale, negative=self.words(negative), **options)
+            return Free(denoiser, scale=scale, negative=self.refused(negative), **options)
         return Free(denoiser, scale=scale, drop=self.reference, **options)
+
+    def refused(self, negative: Any) -> Mapping[str, Any]:
+        """Negative prompts as conditions, which encoded ones are already."""
+        if isinstance(negative, Mapping):
+            return negative
+        if isinstance(negative, str) or not isinstance(negative, Sequence):
+            raise BadType(f"negative= takes a list of prompts, such as ['blurry'], or encoded ones, got {negative!r}")
+        return self.words(negative)
 
     @property
     def device(self) -> torch.device:
@@ -258,6 +267,11 @@ class Family(ABC):
 
 
 # Helpers of backbones
+
+
+def class_of(net: Any) -> str:
+    """The name of a network's class, of a compiled one's as well."""
+    return type(getattr(net, "_orig_mod", net)).__name__
 
 
 def split_variance(out: Tensor, channels: int) -> Tensor | tuple[Tensor, dict[str, Tensor]]:

@@ -17,7 +17,7 @@ from condiff.codecs import Codec
 from condiff.conditions import Condition, Conditions
 from condiff.denoiser import Denoises
 from condiff.errors import BadValue, Incompatible
-from condiff.interop.backbones.base import Family, need
+from condiff.interop.backbones.base import Family, class_of, need
 from condiff.interop.backbones.flux import Flux, packed, places
 from condiff.interop.backbones.inpainting import mask_kinds
 from condiff.interop.backbones.stable_diffusion import StableDiffusion
@@ -229,8 +229,8 @@ class ControlNets(Family):
         if self.kind is ControlledUNet and mask_kinds(self.net):
             raise Incompatible("an inpainting network with ControlNets beside it isn't known here")
         for net in self.nets:
-            if type(net).__name__ != self.kind.kind:
-                raise Incompatible(f"beside this network {self.kind.kind} is known, got {type(net).__name__}")
+            if class_of(net) != self.kind.kind:
+                raise Incompatible(f"beside this network {self.kind.kind} is known, got {class_of(net)}")
             if net.config.get("global_pool_conditions") or net.config.get("extra_conditioning_channels"):
                 raise Incompatible("a ControlNet that pools its picture, or sees a mask beside it, isn't known here")
             if net.config.get("num_mode") is not None or getattr(net, "input_hint_block", None) is not None:
@@ -297,7 +297,7 @@ class ControlNets(Family):
     def words(self, entries: Sequence[Any]) -> Conditions:
         return self.inner.words(entries)
 
-    def guided(self, denoiser: Any, scale: Any, negative: Sequence[Any] | None, **options: Any) -> Denoises:
+    def guided(self, denoiser: Any, scale: Any, negative: Any, **options: Any) -> Denoises:
         return self.inner.guided(denoiser, scale, negative, **options)
 
     def grid(self, steps: int, **options: Any) -> Tensor:

@@ -104,7 +104,7 @@ class Flux(Family):
         tokens, pooled, _ = self.pipe.encode_prompt(list(entries), device=self.device, max_sequence_length=self.length)
         return Conditions({"prompt": Condition(tokens, "tokens"), "pooled": Condition(pooled, "vector")})
 
-    def guided(self, denoiser: Any, scale: Any, negative: Sequence[Any] | None, **options: Any) -> Denoises:
+    def guided(self, denoiser: Any, scale: Any, negative: Any, **options: Any) -> Denoises:
         if not self.net.config.guidance_embeds:
             return super().guided(denoiser, scale, negative, **options)
         if negative is not None:

@@ -82,7 +82,7 @@ class StableDiffusion(Family):
     def make_backbone(self) -> Backbone:
         return TextTokens(self.net, self.null())
 
-    def guided(self, denoiser: Any, scale: Any, negative: Sequence[Any] | None, **options: Any) -> Denoises:
+    def guided(self, denoiser: Any, scale: Any, negative: Any, **options: Any) -> Denoises:
         if not scale_kinds(self.net):
             return super().guided(denoiser, scale, negative, **options)
         if negative is not None:

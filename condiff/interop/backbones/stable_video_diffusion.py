@@ -62,7 +62,7 @@ class StableVideoDiffusion(Clips):
     def make_backbone(self) -> Backbone:
         return PictureToClip(self.net)
 
-    def guided(self, denoiser: Any, scale: Any, negative: Sequence[Any] | None, **options: Any) -> Denoises:
+    def guided(self, denoiser: Any, scale: Any, negative: Any, **options: Any) -> Denoises:
         if negative is not None:
             raise Incompatible("Stable Video Diffusion is told a picture, no prompt: leave negative= out")
         ramp = torch.linspace(1.0, 3.0, self.shape[0])[None] if scale is None else scale
