@@ -17,8 +17,9 @@ Symbols: the paper's w is ``scale - 1``, its z_t, u are x_t, t, and l is the log
 What differs from the paper, and why: no code was released. The target of stage 2 is written as the convex combination
 above, which is the paper's quotient without its cancellation. The embedding of the scale is the one of the paper and of
 latent consistency models, but in condiff's own networks it is added to the time's embedding through a layer of its own,
-not put into the time's first layer; wrapped diffusers UNets have it where released weights have it. The distilled
-encoder is left out; :func:`condiff.sampling.invert` walks a distilled model backwards.
+not put into the time's first layer; wrapped diffusers UNets have it where released weights have it. Encoders
+(:func:`~condiff.distill.encoding_stages`) are taught the noise, with the same weights as x0 is; they have the noise in
+place of x0 in the combination above.
 
 Claimed: samples of 4 steps are as good as the teacher's of hundreds, and the scale still trades fidelity against
 diversity. :func:`reproduce` measures both on digits.

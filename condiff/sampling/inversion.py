@@ -94,6 +94,7 @@ def invert(
     grid: Grid | Sequence[float] | Tensor | None = None,
     hooks: Sequence[Hook] = (),
     grad: bool = False,
+    ask_at_data: bool = False,
 ) -> Inversion:
     """Walk the sampling grid backwards, from ``x`` at its last time to its first.
 
@@ -106,6 +107,8 @@ def invert(
         solver: one that draws no noise.
         steps, grid: the *sampling* grid, from noise to data.
         grad: keep the graph of all evaluations.
+        ask_at_data: call the denoiser at a noise-free level too: one that was taught what to say there, such as an
+            encoder of :mod:`condiff.distill`.
 
     Raises:
         Incompatible: a stochastic solver, a joint state, tokens.
@@ -122,10 +125,10 @@ def invert(
     times = as_grid(grid, steps, denoiser.process).flip(0)
     if not bool((times[1:] >= times[:-1]).all()):
         raise BadValue("invert takes the sampling grid, from noise to data: its times must decrease")
-    wrapped = AtData(denoiser)
+    wrapped: Any = denoiser if ask_at_data else AtData(denoiser)
     path, nfe = [x], 0
     with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
         for step in trajectory(wrapped, x, solver=solver, cond=cond, grid=times, rng=0, hooks=hooks):
             path.append(step.x_s)
             nfe = step.nfe
-    return Inversion(times, path, nfe - wrapped.spared)
+    return Inversion(times, path, nfe - getattr(wrapped, "spared", 0))

@@ -11,9 +11,13 @@ from condiff.conditions import Condition, Conditions, GuidanceScale, Label, Rand
 from condiff.config import from_config, to_config
 from condiff.denoiser import Denoiser
 from condiff.distill import (
+    Chain,
     DistilledGrid,
+    Encoding,
     GuidedDistillation,
     Halving,
+    encode,
+    encoding_stages,
     extended,
     fraction,
     guided_stage,
@@ -179,6 +183,77 @@ def test_students_are_taught_at_their_own_times():
 
     Halving(steps=4).of(Straight())(Watching(), {"x": state(200)}, rng=0)
     assert set((seen[0] * 4).tolist()) == {1.0, 2.0, 3.0, 4.0}
+
+
+# Encoders: the other way
+
+
+class Walked(Perfect):
+    """An encoder without error."""
+
+    def __init__(self, teacher, steps, direct=False):
+        self.process, self.shape = teacher.process, teacher.shape
+        self.objective = Encoding(steps=steps, direct=direct).of(teacher)
+
+
+@pytest.mark.parametrize("process", PATHS, ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 4, 16])
+def test_one_step_to_noise_lands_where_two_of_the_teacher_do(process, steps):
+    teacher, x = labelled(process), state()
+    objective = Encoding(steps=steps).of(teacher)
+    for i in range(steps):
+        s, m, u = i / steps, (i + 0.5) / steps, (i + 1) / steps
+        aim, level = objective.aim(Prediction(x, process.at(s), {"noise": x}), Conditions()), process.at(u)
+        landed = aim.linear(x0=level.data, noise=level.noise)
+        two = invert(teacher, x, grid=[u, m, s], solver=DDIM()).latent
+        assert float((landed - two).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4])
+def test_perfect_encoders_are_the_teachers_inversion(rounds):
+    teacher, x, student = labelled(), state(), labelled()
+    for k in range(rounds):
+        student = Walked(student, 2 ** (rounds - 1 - k), direct=k > 0)
+    one, many = encode(student, x, 1), invert(teacher, x, steps=2**rounds, solver=DDIM())
+    assert float((one.latent - many.latent).abs().max()) < 1e-12
+    assert one.nfe == 1 and one.times.tolist() == [0.0, 1.0]
+    assert [s.objective.direct for s in encoding_stages(4, 1)] == [False, True, True]
+
+
+def test_encoding_and_sampling_in_few_steps_come_back():
+    """What an encoder and a sampler without error make of each other, halved from many steps: the data again."""
+    encoder = sampler = labelled()
+    for k, n in enumerate((32, 16, 8, 4)):
+        encoder, sampler = Walked(encoder, n, direct=k > 0), Perfect(sampler, n)
+    x = labelled().sample(6, 0).double()
+    back = sample(sampler, initial=encode(encoder, x, 4).latent, grid=DistilledGrid(4), steps=4, solver=DDIM())
+    rough = sample(labelled(), initial=invert(labelled(), x, steps=4, solver=DDIM()).latent, steps=4, solver=DDIM())
+    assert float((back - x).abs().max()) < 0.2 * float((rough - x).abs().max())
+
+
+def test_encoders_learn_what_the_teacher_walks():
+    """A chain of encoders of a network; its losses fall, at the data as well, and it is asked there."""
+    teacher = Denoiser(network("mlp"), PROCESS, "v", shape=(1, 4, 4))
+    data = cd.data.TensorData(torch.rand(64, 1, 4, 4) * 2 - 1)
+    training = cd.TrainConfig(steps=60, batch=16, lr=3e-3, ema=(), tensorboard=False)
+    chain = Chain(teacher, data, encoding_stages(2, 1, training), quiet=True)
+    chain.fit()
+    objective = Encoding(steps=2).of(teacher)
+    before, after = (
+        objective(m, data.batch(range(64)), rng=0).loss.detach() for m in (teacher, chain.models["encode-2"])
+    )
+    assert float(after) < 0.5 * float(before)
+    found = encode(chain.models["encode-1"], data.batch(range(4))["x"], 1)
+    assert found.nfe == 1 and found.latent.shape == (4, 1, 4, 4)
+
+
+def test_encoders_that_can_not_be():
+    with pytest.raises(Incompatible, match="x0 says nothing"):
+        Chain(Denoiser(network("mlp"), PROCESS, "x0", shape=(1, 4, 4)), cd.data.digits(), encoding_stages(2))
+    with pytest.raises(BadValue, match="at least 1 step"):
+        Encoding(steps=0)
+    with pytest.raises(BadValue, match="doesn't lead to"):
+        encoding_stages(6, 2)
 
 
 # Stage one: guidance

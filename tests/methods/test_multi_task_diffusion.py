@@ -382,6 +382,22 @@ def test_a_known_modality_has_no_loss_for_its_head():
     assert set(losses.parts) == {"latent", "image", "label"}
 
 
+def test_labels_weigh_a_tenth_unless_told_otherwise():
+    model, batch = labelled(), {"x": pictures(16), "cond": {"label": torch.arange(16) % 10}}
+    for weights, weight in (({}, 0.1), ({"label": 0.7}, 0.7)):
+        losses = MultiModalDenoising(weights=weights)(model, batch, rng=0)
+        parts = losses.parts
+        total = parts["latent"] + parts["image"] + weight * parts["label"]
+        torch.testing.assert_close(losses.loss.detach(), total.to(losses.loss))
+
+
+def test_by_default_samples_take_every_step_of_the_table():
+    """From z_N to z_1: times in between are not the chain's."""
+    times = []
+    sample_modalities(pair(), 1, seed=0, aggregate=lambda p, run: times.append(p.level.t) or p.x0)
+    assert times == pytest.approx([i / STEPS for i in range(STEPS, 1, -1)], abs=1e-12)
+
+
 def test_what_a_row_lacks_is_not_told_as_known():
     """A missing label is no class: the row is trained as one in which nothing is known of it."""
     model, told = labelled(), []
