@@ -16,11 +16,12 @@ from torch import Tensor
 
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises, device_of
-from condiff.errors import BadType, BadValue, Incompatible, unknown
+from condiff.errors import BadType, BadValue, Incompatible, NonFinite, unknown
 from condiff.guidance import Free
 from condiff.guidance.guided import Guided
 from condiff.prefixed import takes_frames
 from condiff.process import Prior
+from condiff.process.algebra import finite
 from condiff.random import Source, as_source, derive_seed
 from condiff.sampling import Grid, Hook, Solver, sample
 from condiff.typing import Float
@@ -106,6 +107,7 @@ class Rollout:
         Raises:
             BadValue: no frames, frames of another shape than the model's.
             BadType: integers.
+            NonFinite: NaN, infinity.
         """
         frame = _check_frames(first_frames, self.model)
         self._frame, self._rows, self._dtype = frame, first_frames.shape[0], first_frames.dtype
@@ -261,6 +263,8 @@ def _check_frames(frames: Any, model: Any) -> tuple[int, ...]:
         raise BadType(f"first_frames are floats (B, F, ...), got {getattr(frames, 'dtype', type(frames).__name__)}")
     if frames.ndim < 3 or 0 in frames.shape[:2]:
         raise BadValue(f"a rollout begins behind at least one frame, (B, F, ...), got {tuple(frames.shape)}")
+    if not finite(frames):
+        raise NonFinite("first_frames hold NaN or infinity")
     shape = model.shape
     if shape is not None and tuple(shape[1:]) != tuple(frames.shape[2:]):
         raise BadValue(f"frames of shape {tuple(frames.shape[2:])} came to a model of frames {tuple(shape[1:])}")

@@ -8,10 +8,10 @@ import torch
 
 from condiff import Denoiser, oracles
 from condiff.conditions import Frames, Label
-from condiff.errors import BadType, BadValue, Incompatible
+from condiff.errors import BadType, BadValue, Incompatible, NonFinite
 from condiff.guidance import Blend, Free
 from condiff.networks import DiT, VideoTransformer
-from condiff.process import Gaussian, Level, ProgressiveNoise, Rectified
+from condiff.process import Gaussian, Level, Prediction, ProgressiveNoise, Rectified
 from condiff.random import Tape, as_source
 from condiff.sampling import DDIM, DDPM, Euler
 from condiff.video import AsCondition, Recomputed, Rollout
@@ -58,6 +58,27 @@ def test_context_is_perturbed_once_with_a_cache_and_without(solver, perturb):
         clean = roll(solver=solver).generate(first(), 7, seeds=[3, 4])
         assert (videos[0][:, 1:] - clean[:, 1:]).abs().max() > 1e-3
         assert torch.equal(videos[0][:, 0], first()[:, 0])  # what is handed out isn't
+
+
+def test_noise_on_the_context_is_other_noise_than_what_a_chunk_begins_with():
+    seen = []
+
+    class Spy:
+        """All frames are 0, whatever comes: what it is given is noise."""
+
+        process, shape, kinds = Gaussian(Rectified()), None, {}
+
+        def __call__(self, x, t, cond=None):
+            seen.append(x)
+            return Prediction(x, self.process.at(t), {"x0": torch.zeros_like(x)})
+
+    how = {"chunk": 2, "max_context": 2, "context": "recomputed", "perturb": 0.25, "steps": 1}
+    roll(Spy(), **how).generate(torch.zeros(300, 2, 3), 6, seed=0)
+    noise = torch.cat([torch.cat([x[:, :2] / 0.25, x[:, 2:]], 1) for x in seen], 1)  # of 3 chunks behind 2 frames each
+    assert noise.shape == (300, 12, 3)
+    away = torch.corrcoef(noise.flatten(1).T) - torch.eye(36)
+    assert float(away.abs().max()) < 0.3
+    torch.testing.assert_close(noise.std(0), torch.ones(12, 3), rtol=0.0, atol=0.2)
 
 
 @pytest.mark.parametrize("context", ["cached", "recomputed"])
@@ -206,6 +227,7 @@ def test_rotary_positions_have_no_end():
         (lambda r: r.advance(), BadValue, "call start"),
         (lambda r: next(iter(r)), BadValue, "call start"),
         (lambda r: r.start(first().long()), BadType, "floats"),
+        (lambda r: r.start(first() * float("nan")), NonFinite, "NaN"),
         (lambda r: r.start(first()[:, :0]), BadValue, "at least one frame"),
         (lambda r: r.start(torch.zeros(2, 1, 1, 8, 8)), BadValue, "came to a model of frames"),
         (lambda r: r.start(first(), seeds=[1]), BadValue, "1 seeds came for 2 rows"),
@@ -214,7 +236,7 @@ def test_rotary_positions_have_no_end():
         (lambda r: r.generate(first(), 0), BadValue, "n_frames"),
         (lambda r: r.start(first(), seed=0).context.push(first(3), [r.cond]), BadValue, "need a new one"),
     ],
-    ids=["advance", "iterate", "integers", "none", "size", "seeds", "both", "rng", "frames", "batch"],
+    ids=["advance", "iterate", "integers", "nan", "none", "size", "seeds", "both", "rng", "frames", "batch"],
 )
 def test_calls_that_cannot_be(call, error, message):
     with pytest.raises(error, match=message):
