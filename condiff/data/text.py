@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +56,10 @@ class TokenData(Data):
             raise BadType(f"{name}: tokens must be integer ids, got {ids.dtype}")
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise BadValue(f"{name}: length must be an integer, at least 1, got {length!r}")
-        if ids.ndim != 1 or len(ids) < length:
-            raise BadValue(f"{name}: {tuple(ids.shape)} tokens are less than one window of {length}")
+        if ids.ndim != 1:
+            raise BadValue(f"{name}: tokens are one sequence (N,), got {tuple(ids.shape)}; rows are TokenData.of_rows")
+        if len(ids) < length:
+            raise BadValue(f"{name}: {len(ids)} tokens are less than one window of {length}")
         if tokenizer is not None and tokenizer.size != vocab:
             raise BadValue(f"{name}: the tokenizer has {tokenizer.size} tokens, the data {vocab}")
         low, high = int(ids.min()), int(ids.max())
@@ -115,7 +119,7 @@ def text(
     """A text file, in UTF-8.
 
     Args:
-        path: the file.
+        path: the file; it may be compressed (.gz).
         length: tokens of a sample.
         tokenizer: ``"char"``; ``"bpe"``, learnt from the text; a tokenizer's JSON file, such as GPT-2's; or a
             tokenizer.
@@ -131,21 +135,24 @@ def text(
     maker = tokenizer if isinstance(tokenizer, Tokenizer) else make_tokenizer(tokenizer, content, vocab)
     ids = torch.tensor(maker.encode(content), dtype=torch.long)
     note = f"text of {len(content):,} characters, {len(ids):,} tokens of {maker!r}"
-    return TokenData(ids, length, maker.size, maker, shift=True, seed=seed, name=path.stem, notes=(note,))
+    name = Path(path.name.removesuffix(".gz")).stem
+    return TokenData(ids, length, maker.size, maker, shift=True, seed=seed, name=name, notes=(note,))
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file, with line ends as they are in memory.
+    """The content of a text file, compressed or not, with line ends as they are in memory.
 
     Raises:
-        BadFile: no such file, an empty one, or one that isn't UTF-8.
+        BadFile: no such file, an empty one, one that isn't UTF-8, or a damaged archive.
     """
+    reader = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        content = path.read_text(encoding="utf-8")
+        with reader(path, "rt", encoding="utf-8") as file:
+            content = str(file.read())
     except UnicodeDecodeError as error:
         raise BadFile(f"{path} isn't text in UTF-8: {error}") from error
-    except OSError as error:
-        raise BadFile(f"can't read {path}: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadFile(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not content:
         raise BadFile(f"{path} is empty")
     return content

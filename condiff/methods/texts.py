@@ -91,8 +91,10 @@ def given_text(data: Data, prefix: str | None, suffix: str | None, placed: Seque
         raise BadValue(f"the given text has {sum(len(i) for _, i in parts)} tokens, a sample of this run {length}")
     for start, ids in parts:
         end = start + len(ids)
-        if start < 0 or end > length or bool(mask[start:end].any()):
-            raise BadValue(f"given text at the places {start} .. {end - 1} overlaps other text or 0 .. {length - 1}")
+        if start < 0 or end > length:
+            raise BadValue(f"given text at {start} .. {end - 1} lies outside of the sample, 0 .. {length - 1}")
+        if bool(mask[start:end].any()):
+            raise BadValue(f"given text at {start} .. {end - 1} overlaps other text that is given")
         tokens[start:end], mask[start:end] = torch.tensor(ids, dtype=torch.long), True
     return Known(tokens, mask)
 

@@ -90,7 +90,7 @@ def test_given_text_stands_where_it_is_said(root):
     known = texts.given_text(data, None, None, ["4=at", "-3=the"])
     assert known.mask.nonzero()[:, 0].tolist() == [4, 5, 9, 10, 11]
     assert data.tokenizer.decode(known.tokens[known.mask].tolist()) == "atthe"
-    with pytest.raises(BadValue, match="overlaps other text or 0"):
+    with pytest.raises(BadValue, match=r"-1 .. -1 lies outside of the sample, 0 .. 11"):
         texts.given_text(data, None, None, ["-13=t"])
 
 
@@ -107,7 +107,7 @@ def test_other_text_is_scored_with_the_runs_alphabet(root, capsys):
     ("words", "message"),
     [
         (["--prefix", "the cat", "--suffix", "the dog"], "has 14 tokens, a sample of this run 12"),
-        (["--prefix", "the", "--given=1=cat"], "overlaps"),
+        (["--prefix", "the", "--given=1=cat"], "overlaps other text"),
         (["--given", "cat"], "POSITION=TEXT"),
         (["--prefix", "Q"], "not in this alphabet"),
         (["--top-p", "1.5"], "top_p must lie in (0, 1]"),

@@ -1,5 +1,6 @@
 """Text: tokenizers, windows, splits."""
 
+import gzip
 import json
 
 import pytest
@@ -124,7 +125,7 @@ def test_the_fingerprint_knows_the_tokenizer(file):
         ({"tokenizer": "bpe", "vocab": 200}, BadValue, "more than 256"),
         ({"vocab": 300}, BadValue, "learnt sub-word"),
         ({"length": 0}, BadValue, "length must be"),
-        ({"length": 10**6}, BadValue, "less than one window"),
+        ({"length": 10**6}, BadValue, "tokens are less than one window"),
         ({"lenght": 3}, BadValue, "Did you mean 'length'"),
     ],
 )
@@ -147,6 +148,15 @@ def test_files_that_are_no_text(tmp_path):
         read_tokenizer(tmp_path / "missing.json")
 
 
+def test_compressed_text_is_text(tmp_path, file):
+    (tmp_path / "corpus.txt.gz").write_bytes(gzip.compress(file.read_bytes()))
+    found = text(tmp_path / "corpus.txt.gz", 16)
+    assert found.name == "corpus" and torch.equal(found.ids, text(file, 16).ids)
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(file.read_bytes())[:-12])
+    with pytest.raises(BadFile, match=r"can't read .*cut.txt.gz"):
+        text(tmp_path / "cut.txt.gz")
+
+
 def test_ids_are_checked():
     with pytest.raises(BadType, match="integer ids"):
         TokenData(torch.rand(8), 4, 3)
@@ -156,5 +166,5 @@ def test_ids_are_checked():
         Characters("ab").encode("abc")
     with pytest.raises(BadValue, match="each once"):
         Characters("aba")
-    with pytest.raises(BadValue, match=r"^1 windows of 8 tokens.*need 2"):
+    with pytest.raises(BadValue, match=r"too few windows of 8 tokens"):
         split(TokenData(torch.zeros(8, dtype=torch.long), 8, 3), 0.1)
