@@ -196,6 +196,10 @@ def test_the_recipe_is_the_papers_on_clips():
     recipe = ca2_vdm.recipe(Facts.of(data))
     assert recipe.objective.lengths.choices == (1, 5, 9) and recipe.network.conditions == {}
     assert recipe.objective.base.variance.weight == pytest.approx(1e-3 / 0.6931471805599453)
+    network, objective = recipe.network, recipe.objective
+    assert network.flag and network.learned_variance and recipe.target == "noise"
+    assert (network.temporal, network.positions, network.reference) == ("causal", "cyclic", 3)
+    assert (objective.perturb, objective.clean, recipe.sampler.steps) == (0.05, 0.0, 100)
     denoiser = recipe.denoiser(0)
     losses = recipe.objective(denoiser, data.batch([0, 1]), rng=0)
     losses.loss.backward()
