@@ -19,7 +19,16 @@ from condiff.conditions import Condition, Conditions, cat
 from condiff.denoiser import Denoises
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.guidance.combine import Term
-from condiff.guidance.guided import Guided, States, Strength, always, check_denoiser, check_strength, strength
+from condiff.guidance.guided import (
+    Guided,
+    States,
+    Strength,
+    always,
+    check_denoiser,
+    check_one_state,
+    check_strength,
+    strength,
+)
 from condiff.process import Level, Prediction
 from condiff.process.algebra import combine, divide
 
@@ -63,6 +72,7 @@ class Anchored(Guided):
     def __post_init__(self) -> None:
         check_denoiser(self.denoiser)
         check_strength(self.scale, "scale")
+        check_one_state(self.process, "residual guidance")
         if self.negative is not None and not isinstance(self.negative, Mapping):
             raise BadType(f"negative= takes conditions, such as {{'label': y}}, got {self.negative!r}")
         if getattr(self.denoiser.process, "has_source", False):
@@ -85,8 +95,6 @@ class Anchored(Guided):
         self._found.clear()
 
     def predict(self, x_t: States, level: Any, cond: Conditions) -> Prediction:
-        if not isinstance(x_t, Tensor) or not x_t.is_floating_point():
-            raise Incompatible("Anchored guides one continuous state")
         told = Conditions({name: entry for name, entry in cond.items() if name != ANCHOR})
         scale = strength(self.scale, level, x_t)
         if always(scale, 1.0):

@@ -110,8 +110,8 @@ class Free(Guided):
             names = () if self.negative is not None else None
         if names is None and all(c.kind in FREE_KINDS for c in cond.values()):
             raise BadValue(
-                f"classifier-free guidance leaves out conditions, but {', '.join(cond)} belong to the process: name "
-                "one in drop= if the model was trained without it"
+                f"classifier-free guidance leaves out conditions, but {', '.join(cond)} belong to the process or the "
+                "model: name one in drop= if the model was trained without it"
             )
         reference = cond.drop() if names is None else Term(weight=1.0, drop=names).told(cond, batch, {})
         if self.negative is not None:
@@ -125,9 +125,14 @@ def rescaled(guided: Any, plain: Any, amount: float) -> Any:
         return {name: rescaled(one, plain[name], amount) for name, one in guided.items()}
     if not isinstance(guided, Prediction):
         raise Incompatible("rescale= is for continuous states; tokens have no standard deviation")
-    kind = next(iter(guided.values))
-    out, reference = guided.to(kind), plain.to(kind)
+    # Without an endpoint the first quantity says all; two fields are independent of each other.
+    kinds = list(guided.values)[: None if guided.level.process.has_source else 1]
+    values = {kind: _rescaled(guided.values[kind], plain.to(kind), amount) for kind in kinds}
+    return Prediction(guided.x_t, guided.level, values, guided.source, guided.aux)
+
+
+def _rescaled(out: Tensor, reference: Tensor, amount: float) -> Tensor:
     std, wanted = (v.flatten(1).std(1, correction=0) for v in (out, reference))
     ratio = torch.where(std > 0.0, wanted / torch.where(std > 0.0, std, 1.0), 1.0)
     factor = (amount * ratio + (1.0 - amount)).reshape(-1, *(1,) * (out.ndim - 1))
-    return guided.set(kind, out * factor)
+    return out * factor

@@ -29,6 +29,7 @@ from condiff.guidance.guided import (
     always,
     check_denoiser,
     check_interval,
+    check_one_state,
     check_strength,
     strength,
 )
@@ -161,8 +162,7 @@ class Energy(Guided):
                 raise unknown(name, getattr(self, name), known)
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, [n for n in NORMS if n])
-        if not hasattr(self.process, "noise_law"):
-            raise Incompatible(f"guidance by gradients is for one continuous state, not for {self.process}")
+        check_one_state(self.process, "guidance by gradients")
         if self.shift not in ("x0", "noise") and not self.process.noise_law.gaussian:
             raise Incompatible(f"the noise of {self.process} is not Gaussian: use shift='x0' or 'noise'")
         if self.shift in STEPS and self.norm == "relative":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from condiff.conditions import Conditions, as_conditions, cat
 from condiff.denoiser import Denoises
-from condiff.errors import BadType, BadValue
+from condiff.errors import BadType, BadValue, Incompatible
 from condiff.fields import checked
 from condiff.process import Prediction, TokenPrediction
 from condiff.process.algebra import Weight
@@ -101,6 +101,15 @@ def check_denoiser(denoiser: Any) -> None:
     """
     if isinstance(denoiser, type) or not hasattr(denoiser, "process"):
         raise BadType(f"guidance wraps a denoiser (process, shape, a call), got {denoiser!r}")
+
+
+def check_one_state(process: Any, who: str) -> None:
+    """
+    Raises:
+        Incompatible: tokens or a joint state, for guidance that needs one continuous state.
+    """
+    if not hasattr(process, "noise_law"):
+        raise Incompatible(f"{who} is for one continuous state, not for {process}")
 
 
 def first(x: States) -> Tensor:

@@ -89,8 +89,8 @@ def observation(cond: Conditions, like: Tensor) -> tuple[Tensor, Tensor]:
     found: list[tuple[str, Condition]] = [(n, c) for n, c in cond.items() if c.kind == "observation"]
     if len(found) != 1:
         raise BadValue(
-            "guidance by observations reads one condition of kind 'observation', "
-            f'{{"observed": Condition(y, "observation", mask=known)}}, got {cond}'
+            f"guidance by observations reads one condition of kind 'observation', and {len(found) or 'none'} came: "
+            f'give {{"observed": Condition(y, "observation", mask=known)}}; got {cond}'
         )
     name, entry = found[0]
     if entry.value.shape != like.shape:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from condiff.conditions import Conditions, cat
 from condiff.denoiser import Denoises
-from condiff.errors import BadType, BadValue, Incompatible, unknown
+from condiff.errors import BadType, BadValue, unknown
 from condiff.guidance.combine import Term
 from condiff.guidance.guided import (
     Guided,
@@ -19,6 +19,7 @@ from condiff.guidance.guided import (
     States,
     Strength,
     check_denoiser,
+    check_one_state,
     check_strength,
     evaluate,
     strength,
@@ -37,7 +38,8 @@ class Proximal(Guided):
     S_q keeps what exceeds q in absolute value, q the ``quantile`` of the difference's absolute values in each sample:
     ``"hard"`` as it is (the proximal map of l0), ``"soft"`` shrunk by q (that of l1, and what the released "l0" does).
     With the source's own condition as the reference (negative-prompt inversion, Miyake 2023), where nothing has to
-    change nothing does. ``aux["difference"]`` is what S_q left, ``aux["threshold"]`` q, per sample.
+    change nothing does. Of several predicted quantities each is treated so. ``aux["difference"]`` is what S_q left of
+    the first one, ``aux["threshold"]`` its q, per sample.
 
     Args:
         denoiser: a conditional model.
@@ -62,6 +64,7 @@ class Proximal(Guided):
     def __post_init__(self) -> None:
         check_denoiser(self.denoiser)
         check_strength(self.scale, "scale")
+        check_one_state(self.process, "proximal guidance, which compares values,")
         if not isinstance(self.source, Mapping):
             raise BadType(f"source= takes conditions, such as {{'label': y}}, got {self.source!r}")
         if not 0.0 <= self.quantile <= 1.0:
@@ -70,21 +73,22 @@ class Proximal(Guided):
             raise unknown("mode", self.mode, MODES)
 
     def predict(self, x_t: States, level: Any, cond: Conditions) -> Prediction:
-        if not isinstance(x_t, Tensor) or not x_t.is_floating_point():
-            raise Incompatible("Proximal compares values: it guides one continuous state")
         pair, joined = self._told(self._pair, cond, len(x_t))
         wanted, reference = evaluate(self.denoiser, x_t, level, pair, joined)
-        kind = next(iter(reference.values))
-        base = reference.to(kind)
-        left, threshold = self.shrunk(wanted.to(kind) - base)
         weight = strength(self.scale, level, x_t)
-        said = reference.set(kind, base + scaled(weight, left))
-        said.aux = {**reference.aux, "difference": left, "threshold": threshold}
-        return said
+        values, found = {}, []
+        for kind, base in reference.values.items():
+            found.append(self.shrunk(wanted.to(kind) - base))
+            values[kind] = base + scaled(weight, found[-1][0])
+        left, threshold = found[0]
+        aux = {**reference.aux, "difference": left, "threshold": threshold}
+        return Prediction(reference.x_t, reference.level, values, reference.source, aux)
 
     def shrunk(self, difference: Tensor) -> tuple[Tensor, Tensor]:
         """``(S_q(difference), q)``, with q (B,)."""
         size = difference.abs()
+        if self.quantile == 0.0:  # nothing is small enough to be left out, not even the smallest
+            return difference, size.new_zeros(len(size))
         q = row_quantile(size.flatten(1), self.quantile)
         limit = q.reshape(-1, *(1,) * (difference.ndim - 1))
         kept = difference if self.mode == "hard" else difference.sign() * (size - limit)

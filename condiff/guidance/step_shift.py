@@ -34,9 +34,11 @@ class StepShift(Hook):
                 f"guidance with shift={self.energy.shift!r} acts on steps, so it goes around all other guidance, not "
                 f"inside of {run.denoiser!r}"
             )
-        if not run.solver.stochastic:
+        amount = run.solver.relative_noise
+        if not amount:
+            adds = "no noise" if amount == 0.0 else "no fixed multiple of the reverse SDE's noise"
             raise Incompatible(
-                f"shift={self.energy.shift!r} is scaled by the variance of a step, and {run.solver} adds no noise: use "
+                f"shift={self.energy.shift!r} is scaled by the variance of a step, and {run.solver} adds {adds}: use "
                 "DDPM(), or shift='score'"
             )
         self._std.clear()

@@ -14,6 +14,7 @@ from condiff.denoiser import check_times
 from condiff.errors import BadType, BadValue, Degenerate, Incompatible
 from condiff.process.categorical import TokenProcess
 from condiff.process.gaussian import Process
+from condiff.process.joint import Joint
 from condiff.sampling.solver import Solver
 
 
@@ -21,12 +22,14 @@ def check_solver(solver: Any, process: Any) -> None:
     """
     Raises:
         BadType: the class of a solver, a name, anything else.
-        Incompatible: a solver of continuous states for tokens.
+        Incompatible: a solver of continuous states for tokens, a joint solver for one variable.
     """
     if isinstance(solver, type) and issubclass(solver, Solver):
         raise BadType(f"solver= takes an instance: {solver.__name__}()")
     if not isinstance(solver, Solver):
         raise BadType(f"solver= takes a solver such as DDIM(), got {solver!r}")
+    if solver.joint and not isinstance(process, Joint):
+        raise Incompatible(f"{type(solver).__name__} needs a Joint process, not {process}")
     if isinstance(process, TokenProcess) and not solver.tokens:
         raise Incompatible(
             f"{solver} is for continuous states, {process} needs one of tokens, such as TokenAncestral()"

@@ -31,12 +31,13 @@ class PredictorCorrector(Solver):
     normal data. Costs ``steps`` more evaluations per step.
 
     Args:
-        predictor: the solver.
+        predictor: the solver, one that doesn't go on from the evaluations of earlier steps.
         steps: Langevin steps per level.
         snr: signal-to-noise ratio of a Langevin step.
 
     Raises:
         BadValue: steps < 1 or snr outside (0, 1).
+        Incompatible: a multistep predictor: its samples would not have the law of the data, with any number of steps.
     """
 
     predictor: Solver
@@ -46,6 +47,11 @@ class PredictorCorrector(Solver):
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0.0 < self.snr < 1.0:
             raise BadValue(f"needs steps >= 1 and 0 < snr < 1, got {self.steps} and {self.snr}")
+        if self.predictor.remembers:
+            raise Incompatible(
+                f"Langevin steps leave the states whose evaluations {self.predictor} goes on from: take a predictor of "
+                "one step, such as DDIM(), Heun() or DPMSolverPP(order=1)"
+            )
 
     @property
     def stochastic(self) -> bool:

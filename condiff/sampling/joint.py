@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class JointSolver(Solver):
     Example:
         ``JointSolver({"image": DPMSolver(), "label": TokenAncestral()})``
     """
+
+    joint: ClassVar[bool] = True
 
     solvers: Solver | Mapping[str, Solver]
 
@@ -140,15 +142,9 @@ class Part:
 
 
 def join(solver: Solver, process: Any, levels: Sequence[Any], up: str | None) -> Solver:
-    """The rule for this process's grid: per variable on a joint one; see :func:`directed`.
-
-    Raises:
-        Incompatible: a joint solver on a process of one variable.
-    """
+    """The rule for this process's grid: per variable on a joint one; see :func:`directed`."""
     if isinstance(process, Joint):
         return (solver if isinstance(solver, JointSolver) else JointSolver(solver)).directed(levels, up)
-    if isinstance(solver, JointSolver):
-        raise Incompatible(f"JointSolver needs a Joint process, not {process}")
     return directed(solver, levels, up)
 
 

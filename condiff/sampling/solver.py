@@ -97,9 +97,11 @@ class Solver(ABC):
 
     Attributes:
         tokens: whether the rule is for categorical processes.
+        joint: whether it is for joint processes only.
     """
 
     tokens: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -115,6 +117,11 @@ class Solver(ABC):
         """The rate of fresh noise relative to the reverse SDE's, as steps become small: 1 for the reverse SDE and
         ancestral sampling, 0 for an ODE, None where it is no fixed multiple."""
         return None if self.stochastic else 0.0
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a step goes on from evaluations of earlier ones, at the states that those left."""
+        return False
 
     def check(self, denoiser: Any, x: Any) -> None:  # noqa: B027 - most rules fit all
         """Before the first step: refuse a denoiser or a state that the rule isn't made for."""

@@ -260,7 +260,7 @@ def test_bad_options_are_refused(options, error, match):
         ({"negative": {"text": torch.tensor([1])}}, LABEL, "unknown condition 'text'"),
         ({"negative": {"label": torch.tensor([1, 2])}}, LABEL, "2 rows where 1 or 6"),
         ({}, None, "needs conditions"),
-        ({}, {"y": Condition(torch.zeros(6, 2), "endpoint")}, "belong to the process"),
+        ({}, {"y": Condition(torch.zeros(6, 2), "endpoint")}, "belong to the process or the model"),
         ({"negative": {"text": torch.zeros(1, 3, 4)}}, {"text": torch.zeros(6, 2, 4)}, "pad tokens to one length"),
         ({"scale": torch.ones(4)}, LABEL, r"must match the leading dimensions of \(6, 2\)"),
     ],

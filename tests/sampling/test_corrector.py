@@ -3,11 +3,21 @@
 import pytest
 import torch
 
-from condiff.errors import BadValue
+from condiff.errors import BadValue, Incompatible
 from condiff.process import Cosine, Gaussian
 from condiff.process.oracles import gaussian
 from condiff.random import Tape
-from condiff.sampling import DDIM, PredictorCorrector, sample, trajectory
+from condiff.sampling import (
+    DDIM,
+    AdamsBashforth,
+    DPMSolver,
+    DPMSolverPP,
+    PredictorCorrector,
+    Renoise,
+    UniPC,
+    sample,
+    trajectory,
+)
 from condiff.sampling.corrector import langevin
 
 PROCESS = Gaussian(Cosine())
@@ -82,3 +92,16 @@ def test_rows_and_frames_with_their_own_times():
     assert start.grad.isfinite().all()
     paused = sample(one, solver=solver, grid=[0.5, 0.5], initial=x[:, 0], rng=0)
     assert torch.equal(paused, x[:, 0])
+
+
+@pytest.mark.parametrize(
+    "predictor",
+    [DPMSolverPP(2), UniPC(), AdamsBashforth(2), Renoise(DPMSolver(3))],
+    ids=["DPM-Solver++", "UniPC", "Adams-Bashforth", "inside Renoise"],
+)
+def test_predictors_that_go_on_from_earlier_evaluations_are_refused(predictor):
+    """Corrections move the state by a length that doesn't fall with the steps, and a rule that takes differences of
+    evaluations over steps would count it in: of N(0, 0.36) they made a variance of 0.43."""
+    with pytest.raises(Incompatible, match="a predictor of one step"):
+        PredictorCorrector(predictor)
+    PredictorCorrector(DPMSolverPP(order=1))

@@ -29,6 +29,10 @@ class AdamsBashforth(Solver):
     def __post_init__(self) -> None:
         check_order(self.order, 4)
 
+    @property
+    def remembers(self) -> bool:
+        return self.order > 1
+
     def plan(self, levels: Sequence[Level]) -> list[tuple[Weight, tuple[Weight, ...]]]:
         h = exponential.columns(levels).t.diff(dim=0)
         nodes = [torch.zeros_like(h)]

@@ -55,6 +55,10 @@ class Overshoot(Linear):
     def stochastic(self) -> bool:
         return True
 
+    @property
+    def relative_noise(self) -> float:
+        return 1.0  # two steps of the ODE and one back with the kernel's noise
+
     def weights(self, t: Level, s: Level) -> Weights:
         return Weights(s.data, s.noise, s.source, 0.0)
 

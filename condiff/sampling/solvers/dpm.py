@@ -64,6 +64,10 @@ class DPMSolverPP(Multistep):
         return self.noise
 
     @property
+    def remembers(self) -> bool:
+        return self.order > 1
+
+    @property
     def kind(self) -> str:
         return "x0"
 
@@ -103,6 +107,10 @@ class DPMSolver(Multistep):
         check_order(self.order, 3)
         if self.rule not in RULES:
             raise unknown("rule", self.rule, RULES)
+
+    @property
+    def remembers(self) -> bool:
+        return self.order > 1
 
     @property
     def kind(self) -> str:

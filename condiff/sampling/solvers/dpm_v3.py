@@ -84,6 +84,10 @@ class DPMSolverV3(Solver):
         if not 0.0 <= self.corrector_until <= 1.0:
             raise BadValue(f"corrector_until must lie in [0, 1], got {self.corrector_until}")
 
+    @property
+    def remembers(self) -> bool:
+        return self.order > 1 or self.corrector
+
     def check(self, denoiser: Any, x: Any) -> None:
         if not isinstance(x, Tensor):
             raise Incompatible(f"{type(self).__name__} steps one continuous state, not the joint {denoiser.process}")

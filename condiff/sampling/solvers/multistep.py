@@ -53,6 +53,10 @@ class Multistep(Solver):
     def kind(self) -> str:
         """The quantity whose past values are combined."""
 
+    @property
+    def remembers(self) -> bool:
+        return True
+
     @abstractmethod
     def columns(self, levels: Sequence[Level]) -> Columns:
         """The weights of all steps."""

@@ -40,6 +40,14 @@ class Renoise(Solver):
     def stochastic(self) -> bool:
         return True
 
+    @property
+    def remembers(self) -> bool:
+        return self.solver.remembers
+
+    @property
+    def relative_noise(self) -> float | None:
+        return self.solver.relative_noise  # of the steps down
+
     def check(self, denoiser: Any, x: Any) -> None:
         self.solver.check(denoiser, x)
 
