@@ -193,6 +193,12 @@ class UniCon:
         for name in (*hold, *start):
             if name not in given:
                 raise BadValue(f"{name!r} can't be held or start anywhere but at noise: it isn't given")
+        for name, r in hold.items():
+            if not 0.0 < r <= 1.0:
+                raise BadValue(f"hold[{name!r}] lies in (0, 1], got {r}: at 0 it is noise, and says nothing")
+        for name, r in start.items():
+            if not 0.0 <= r < 1.0:
+                raise BadValue(f"start[{name!r}] lies in [0, 1), got {r}: at 1 it is given as it is")
         device = next(self.model.parameters()).device
         given = {name: value.to(device) for name, value in given.items()}
         if self._codec is not None:
