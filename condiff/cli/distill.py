@@ -65,7 +65,10 @@ class Distill:
     """Folder of the new run (the old one's with -fast behind it by default); it must not exist yet."""
 
     dry_run: Flag = False
-    """Show the stages, train nothing."""
+    """Show the stages, and try them; train nothing."""
+
+    no_trial: Flag = False
+    """Don't try a batch, samples and their files before training."""
 
     json: Flag = False
     """Print the final metrics as JSON; progress goes to standard error."""
@@ -85,4 +88,5 @@ class Distill:
             changes=self.set,
             folder=self.out or Path(f"{str(self.folder).rstrip('/')}-fast"),
         )
-        return carry_out(prepare(request, self.dry_run), dry_run=self.dry_run, json=self.json)
+        run = prepare(request, self.dry_run)
+        return carry_out(run, dry_run=self.dry_run, trial=not self.no_trial, json=self.json)

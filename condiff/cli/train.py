@@ -121,7 +121,10 @@ class Train:
     """Continue this run from its newest valid checkpoint."""
 
     dry_run: Flag = False
-    """Show data and configuration, train nothing."""
+    """Show data and configuration, and try them; train nothing."""
+
+    no_trial: Flag = False
+    """Don't try a batch, samples and their files before training."""
 
     json: Flag = False
     """Print the final metrics as JSON; progress goes to standard error."""
@@ -132,7 +135,7 @@ class Train:
         if self.resume:
             self._alone()
         run = runs.open_run(self.resume, resume=True) if self.resume else runs.prepare(self._request(), self.dry_run)
-        return carry_out(run, dry_run=self.dry_run, json=self.json)
+        return carry_out(run, dry_run=self.dry_run, trial=not self.no_trial, json=self.json)
 
     def _alone(self) -> None:
         """A run that is resumed keeps its configuration, so that it ends where it would have ended.
@@ -142,7 +145,7 @@ class Train:
         """
         from condiff.errors import BadValue
 
-        free = ("resume", "dry_run", "json")
+        free = ("resume", "dry_run", "no_trial", "json")
         changed = [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != f.default]
         if changed:
             words = ", ".join("SOURCE" if name == "source" else f"--{name.replace('_', '-')}" for name in changed)
@@ -199,19 +202,27 @@ class Train:
         return {"labels" if self.source == "images" else "label": labels}
 
 
-def carry_out(run: Any, *, dry_run: bool, json: bool) -> int:
-    """Say what a run is, train it, and say what came of it: the exit code."""
+def carry_out(run: Any, *, dry_run: bool, trial: bool, json: bool) -> int:
+    """Say what a run is, try it, train it, and say what came of it: the exit code."""
     from condiff.config import tree
-    from condiff.peers import is_first
+    from condiff.peers import Peers, is_first, own_device
 
     first = is_first()  # of several processes only one speaks and writes
     if first:
         note(run.said_of_data(), quiet=json)
         note(f"\nconfiguration\n{tree(run.config(), 1)}\n", quiet=json)
-    if dry_run:
-        run.recipe.denoiser()  # what can't be built is refused here too
-        return 0
-    status = run.train()
+    peers = Peers(own_device())  # for the trial and the training
+    try:
+        if trial:
+            run.rehearse(write=not dry_run)
+            if first:
+                note("tried: a batch, samples in few steps, their figures and files", quiet=json)
+        if dry_run:
+            run.recipe.denoiser()  # what can't be built is refused here too
+            return 0
+        status = run.train()
+    finally:
+        peers.close()
     if status.stopped:
         if first:
             where = f"step {status.step}" + (f" of stage {status.stage}" if status.stage else "")

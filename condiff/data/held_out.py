@@ -14,7 +14,7 @@ from torch import Tensor
 from condiff.errors import BadType, BadValue
 
 SHARE = 0.1
-TIP = "give more data, --held-out OTHER (a folder or file of its own), or --held-out 0 to hold nothing out"
+TIP = "give more data, others to judge by (--held-out PATH), or hold nothing out (--held-out 0)"
 
 
 def check_share(share: float) -> None:
@@ -36,7 +36,10 @@ def held_count(units: int, share: float = SHARE, *, least: int = 1, stay: int = 
     """
     check_share(share)
     if units < least + stay:
-        raise BadValue(f"{units} {what}: {least} held out and {stay} to train on need {least + stay}; {TIP}")
+        raise BadValue(
+            f"too few {what} to hold some out: {units}, where {least} to hold out and {stay} to train on are needed; "
+            + TIP
+        )
     return min(max(least, round(share * units)), units - stay)
 
 

@@ -362,7 +362,10 @@ def _why(refused: Sequence[Refused], other: Sequence[Path]) -> str:
 def _size(size: int | Sequence[int] | None, shapes: Sequence[tuple[int, ...]], multiple: int) -> tuple[int, ...]:
     if size is None:
         if len(shapes) > 1:
-            raise BadValue(f"the scans have several shapes, {list(shapes)}: give size=, the sides to bring them to")
+            raise BadValue(
+                f"the scans have several shapes, {list(shapes)}: give size=, the sides to bring them to (--size N, "
+                "--option size=[D,H,W])"
+            )
         return tuple(math.ceil(n / multiple) * multiple for n in shapes[0])
     sides = (size,) * 3 if isinstance(size, int) else tuple(size)
     if len(sides) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):

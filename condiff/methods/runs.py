@@ -30,6 +30,7 @@ from condiff.methods.drawing import draw_samples
 from condiff.methods.facts import Facts
 from condiff.methods.kinds import Kind, kept_options, kind_of, recalled
 from condiff.methods.recipe import Recipe
+from condiff.methods.trial import Trial
 from condiff.model_files import load_model
 from condiff.peers import is_first, own_device
 from condiff.training import Status, TrainConfig, Trainer
@@ -89,6 +90,10 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """The configuration, as it is printed and stored."""
         return to_config(self.whole)
+
+    def rehearse(self, write: bool = True) -> None:
+        """Try a batch, samples, their figures and files; see :class:`condiff.methods.trial.Trial`."""
+        Trial(self).go(write)
 
     def train(self, quiet: bool = False) -> Status:
         """Train to the end or to a signal; resumes when the run was opened for that."""
@@ -157,9 +162,10 @@ class RunFolder:
             lines.append("nothing held out: no validation loss, and samples are looked at but not judged")
         else:
             few = min(self.kind.judged(self.unseen), len(self.data)) < self.kind.fewest
-            why = f"; too few to judge samples by, {self.kind.fewest} or more do" if few else ""
+            why = f": fewer than the {self.kind.fewest} that figures need (--held-out SHARE or PATH)" if few else ""
+            s = "" if len(self.unseen) == 1 else "s"
             chosen = f" ({self.unseen.chosen})" if self.unseen.chosen else ""
-            lines.append(f"held out: {len(self.unseen)} samples{chosen}{why}")
+            lines.append(f"held out: {len(self.unseen)} sample{s}{chosen}{why}")
         return "\n".join(lines)
 
     def _log(self) -> list[dict[str, Any]]:

@@ -73,12 +73,7 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(step)
-        if hasattr(self.objective, "begin"):
-            self.objective.begin(step, self.config.steps)
-        out = []
-        for part in self.mine:
-            with self.parallel.syncing(self.wrapped, part == self.mine[-1]), self.seeded("dropout", step, part):
-                out.append(self._part(next(batches), step, part))
+        out = self._gradient(step, batches)
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         self.scaler.step(self.optimizer)
@@ -87,6 +82,22 @@ class Engine:
         if self.ema is not None:
             self.ema.update(step + 1)
         return out, norm
+
+    def rehearse(self, batches: Iterator[Batch]) -> tuple[list[Losses], Tensor]:
+        """What :meth:`advance` gives for the first step, without taking it: the gradients are thrown away."""
+        out = self._gradient(0, batches)
+        norm = self._clip() / self.scaler.get_scale()
+        self.optimizer.zero_grad(set_to_none=True)
+        return out, norm
+
+    def _gradient(self, step: int, batches: Iterator[Batch]) -> list[Losses]:
+        if hasattr(self.objective, "begin"):
+            self.objective.begin(step, self.config.steps)
+        out = []
+        for part in self.mine:
+            with self.parallel.syncing(self.wrapped, part == self.mine[-1]), self.seeded("dropout", step, part):
+                out.append(self._part(next(batches), step, part))
+        return out
 
     def _part(self, batch: Batch, step: int, part: int) -> Losses:
         source = self.source(part, self.parts, self.config.batch, "step", step)

@@ -167,6 +167,20 @@ class Trainer:
         with alone_in(self.folder if self.parallel.main else None, "training"):
             return self._run()
 
+    def rehearse(self) -> None:
+        """Try what a training does, without doing it: the first batch forwards and backwards, and the validation.
+
+        Raises:
+            NonFinite: the loss or the gradient of the first batch is not a number.
+        """
+        with self.engine.training():
+            batches = (as_batch(raw, self.kinds) for raw in self.loader.iterate(0, 1, 0, pin=False))
+            watch = Watch(self)
+            watch.add(1, *self.engine.rehearse(batches))
+            watch.flush()
+            if self.validation is not None:
+                self.validate()
+
     def _run(self) -> Status:
         config, main = self.config, self.parallel.main
         boards = {"tensorboard": config.tensorboard, "wandb": config.wandb, "config": self.record}

@@ -32,7 +32,7 @@ def train(capsys, *words, code=0):
 
 def test_what_is_held_out_is_said(capsys, folder, tmp_path):
     said = train(capsys, "images", "--data", folder, "--out", tmp_path / "a", "--dry-run").out
-    few = "; too few to judge samples by, 6 or more do"
+    few = ": fewer than the 6 that figures need"
     assert f"held out: 2 samples (at random, of each class in proportion){few}" in said
     said = train(capsys, "images", "--data", folder, "--out", tmp_path / "a", "--held-out", 0.5, "--dry-run").out
     assert "held out: 12 samples (at random, of each class in proportion)\n" in said

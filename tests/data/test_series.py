@@ -147,7 +147,7 @@ def nan_inside():
         (lambda: series(wide(), "h", 3.5), BadType, "number of steps"),
         (lambda: Windows(read_series(wide(), "h"), SPEC, told="all"), BadValue, "unknown history"),
         (lambda: Windows(read_series(wide(freq="D"), "D"), SPEC), BadValue, "frequency D, the windows h"),
-        (lambda: Windows(read_series(wide(16), "h"), SPEC).cut(0.1), BadValue, "5 steps of a .* need 6"),
+        (lambda: Windows(read_series(wide(16), "h"), SPEC).cut(0.1), BadValue, "too few steps of a .*: 5, where 3"),
         (lambda: missing("upwards", 5), BadValue, "unknown pattern"),
         (lambda: missing("end", 5, share=1.0), BadValue, "share"),
     ],
