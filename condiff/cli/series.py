@@ -62,6 +62,9 @@ class OfSeries:
             raise BadValue("say which series: --data FILE")
         own = ("folder", "data", "option", "out", "json", *left_out)
         said = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+        if self.guidance is not None and self.guidance.replace(".", "", 1).isdigit():
+            strength = f"; its strength is --scale {self.guidance}" if hasattr(self, "scale") else ""
+            raise BadValue(f"--guidance is quantile or squares, got {self.guidance}{strength}")
         options = parse(self.option)
         for name in options:
             if name not in COLUMNS:
@@ -74,6 +77,8 @@ class OfSeries:
         else:
             steps = f"{made['filled']} values filled in" if "filled" in made else f"{made['horizon']} steps of"
             note(f"{steps} {made['series']} series, {made['samples']} sample paths: {made['out']}")
+            others = {"the whole table": "whole_file", "a picture": "picture", "sample paths": "samples_file"}
+            note("beside it " + ", ".join(f"{what} {made[key]}" for what, key in others.items() if key in made))
         return 0
 
     def path(self, name: str) -> Path:
@@ -121,6 +126,9 @@ class Forecast(Led):
 @dataclass(frozen=True)
 class Impute(Led):
     """Fill the gaps (empty cells, absent timestamps) of every series of a table.
+
+    The result has a row for each value that was missing, with its quantiles; beside it, named -whole, lies the table
+    itself with medians in its gaps.
 
     Try:
       condiff impute runs/load --data gaps.csv --out filled.csv

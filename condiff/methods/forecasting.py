@@ -88,18 +88,28 @@ def refine_file(
 
 
 def impute_file(folder: Path, data: Path, out: Path, *, overwrite: bool = False, **asked: Any) -> dict[str, Any]:
-    """Fill the gaps of a table's series: medians and quantiles (.csv), sample paths (.npz), a picture (.png).
+    """Fill the gaps of a table's series: quantiles of what was missing (.csv), the table with medians in its gaps
+    (-whole.csv), sample paths (.npz), a picture (.png).
 
     Raises: as :func:`forecast_file`; BadValue: nothing is missing.
     """
-    check_out(out, overwrite)
+    whole = out.with_name(f"{out.stem}-whole.csv")
+    check_out(out, overwrite, whole)
     task = Task.of(folder, data, {**asked, "gaps": True})
     gaps = sum(int((~one.observed).sum()) for one in task.items)
     if not gaps:
         raise BadValue(f"{data}: no value is missing")
     made = impute(task.model, task.items, task.spec, **task.how())
     write_imputations(made, out)
-    return {**beside(out), "series": len(made), "filled": gaps, "samples": len(made[0].samples)}
+    with replacing(whole) as temporary:
+        wide([one.filled for one in made]).to_csv(temporary, float_format="%.8g")
+    return {
+        **beside(out),
+        "whole_file": str(whole),
+        "series": len(made),
+        "filled": gaps,
+        "samples": len(made[0].samples),
+    }
 
 
 @dataclass(frozen=True)
@@ -161,14 +171,14 @@ def aligned(found: Sequence[Series], items: Sequence[Series], horizon: int) -> l
 # Files
 
 
-def check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool, *others: Path) -> None:
     """
     Raises:
         BadValue: an ending other than .csv. BadFile: one of the files is there.
     """
     if out.suffix != ".csv":
         raise BadValue(f"--out is a .csv, beside which samples and a picture lie, got {out.name!r}")
-    for path in map(Path, beside(out).values()):
+    for path in (*map(Path, beside(out).values()), *others):
         if path.exists() and not overwrite:
             raise BadFile(f"{path} exists already: choose another --out, or say --overwrite")
 
@@ -198,6 +208,13 @@ def write_imputations(made: Sequence[Imputation], out: Path) -> None:
         past = one.series.values[max(0, first - BEFORE) : first]
         panels.append((one.series.item, past, _fan(one.samples[:, first : first + 2 * BEFORE])))
     _write(tables, {one.series.item: one.samples for one in made}, panels, out, "the first gap")
+
+
+def wide(items: Sequence[Series]) -> Any:
+    """Series as a table (a DataFrame), a column a series."""
+    pandas = require_extra("pandas", "series")
+    columns = {one.item: pandas.Series(one.values, index=one.times()) for one in items}
+    return pandas.DataFrame(columns).rename_axis("timestamp")
 
 
 def _rows(item: str, times: Any, samples: np.ndarray) -> Any:

@@ -61,6 +61,10 @@ def test_impute_fills_what_is_missing(where):
     assert run("impute", where / "run", "--data", where / "gaps.csv", "--samples", 3, "--steps", 3, "--out", out) == 0
     frame = pd.read_csv(out)
     assert len(frame) == 12 and set(frame.item_id) == {"series-0"}
+    whole, gaps = pd.read_csv(where / "i-whole.csv", index_col=0), pd.read_csv(where / "gaps.csv", index_col=0)
+    assert list(whole) == list(gaps) and whole.index.equals(gaps.index) and not whole.isna().any(axis=None)
+    assert np.allclose(whole["series-0"].to_numpy()[100:112], frame["0.5"])  # medians where something was missing
+    np.testing.assert_allclose(whole.where(gaps.notna()), gaps, rtol=1e-7)
     assert np.load(out.with_suffix(".npz"))["series-0"].shape == (3, HOURS)
 
 
@@ -109,6 +113,7 @@ def test_a_run_forecasts_without_its_data(where):
             ["refine", "RUN", "--data", "load.csv", "--base", "naive", "--batch", "0", "--out", "x.csv"],
             "batch, the number",
         ),
+        (["forecast", "RUN", "--data", "load.csv", "--guidance", "4", "--out", "x.csv"], "its strength is --scale 4"),
         (["sample", "RUN", "--guidance", "2", "--out", "x.csv"], "leave --guidance out"),
         (["impute", "RUN", "--data", "load.csv", "--out", "x.csv"], "no value is missing"),
         (["refine", "RUN", "--data", "load.csv"], "--base"),
