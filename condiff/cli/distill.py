@@ -55,6 +55,9 @@ class Distill:
     stochastic: Flag = False
     """Students of the sampler with fresh noise (two levels down, one up)."""
 
+    lora: OptionalInt = None
+    """Train low-rank updates of this rank, merged after each stage, in place of all weights: less memory."""
+
     guidance: OptionalFloat = None
     """The scale that the new run is sampled with; the old run's by default."""
 
@@ -84,6 +87,7 @@ class Distill:
             start=self.start,
             training={k: v for k, v in training.items() if v is not None},
             stochastic=self.stochastic,
+            lora=self.lora,
             guidance=self.guidance,
             changes=self.set,
             folder=self.out or Path(f"{str(self.folder).rstrip('/')}-fast"),

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from terminal import SMALL, TINY, run
 
 from condiff.cli.main import main
@@ -78,6 +79,19 @@ def test_the_scale_is_an_input(fast, tmp_path, capsys):
 )
 def test_what_it_was_not_taught_is_refused(fast, tmp_path, capsys, words, said):
     assert said in sampled(capsys, fast, *words, "--num", "2", "--out", tmp_path / "x.npz", code=2).err
+
+
+def test_low_rank_stages_are_merged(trained, tmp_path, capsys):
+    """What differs from the stage before has the rank that was asked for; the run is like any other."""
+    out = tmp_path / "low"
+    run(capsys, "distill", trained, "--steps", "4", "--scale", "1", "3", "--lora", "1", *FEW, "--out", out)
+    before, after = (load_model(out / "stages" / name).state_dict() for name in ("guided", "steps-4"))
+    changed = {k: after[k] - v for k, v in before.items() if not torch.equal(after[k], v)}
+    assert len(changed) > 3 and all(int(torch.linalg.matrix_rank(v, atol=1e-6)) == 1 for v in changed.values())
+    made = json.loads(sampled(capsys, out, "--guidance", "2", "--num", "2", "--out", tmp_path / "x.npz", "--json").out)
+    assert made["nfe"] == 4
+    said = run(capsys, "distill", trained, "--lora", "0", "--out", tmp_path / "no", code=2).err
+    assert "rank must be at least 1" in said and len(said.splitlines()) == 1
 
 
 def test_killed_in_a_stage_it_goes_on_there(trained, fast, tmp_path, capsys, monkeypatch):
