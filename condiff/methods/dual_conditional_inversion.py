@@ -14,10 +14,11 @@ Editing", NeurIPS 2025 (arXiv 2506.02560); without its correction it is SPDInv.
 :class:`~condiff.sampling.AttentionEdit`, Prompt-to-Prompt's attention control; this module puts them together.
 
 What differs from the paper and its code: Picard's rule (or Anderson's) in place of AdamW, which needs gradients through
-the network and stops half-way (``ImplicitDDIM(rule="adamw", weight_decay=0.01)`` is theirs); no weight decay, which
-moved latents by itself; the first guess is corrected as every evaluation is; norms per sample; ``rms=True`` measures
-rho by the root mean square, so that it means the same for every size; maps of the source's and target's attention are
-mixed without being written down, and padding is aligned as text is, in order.
+the network and stops half-way, at a mean square of 5e-6 (``ImplicitDDIM(rule="adamw", weight_decay=0.01,
+tolerance=5e-6**0.5)`` is theirs; the comparison lets it run on); no weight decay, which moved latents by itself; the
+first guess is corrected as every evaluation is; norms per sample; ``rms=True`` measures rho by the root mean square, so
+that it means the same for every size; maps of the source's and target's attention are mixed without being written down,
+and padding is aligned as text is, in order.
 
 Claimed: better reconstruction and editing than DDIM inversion and the plain fixed point. :func:`reproduce` measures the
 round trip and a change of class on digits. The correction compares noise with the clean sample; with an exact solver

@@ -95,6 +95,22 @@ def test_adamw_goes_where_picard_goes():
     assert not near.requires_grad
 
 
+def test_adamw_as_released_stops_half_way():
+    """At a mean square of 5e-6, however many iterations are allowed: half of DDIM inversion's error is left."""
+    means = torch.randn(3, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = mixture(Gaussian(Discrete.stable_diffusion()), means.tolist(), stds=0.5)
+    x, grid = model.sample(8, rng=0, dtype=torch.float64), model.process.schedule.at_index(torch.arange(0, 1000, 20))
+    released = {"rule": "adamw", "weight_decay": 0.01, "tolerance": 5e-6**0.5}
+    rules = {"ddim": ImplicitDDIM(0), 10: ImplicitDDIM(10, **released), 25: ImplicitDDIM(25, **released)}
+    errors = {}
+    for name, solver in rules.items():
+        found = invert(model, x, solver=solver, grid=grid.flip(0))
+        again = sample(model, initial=found.latent, grid=grid.flip(0), solver=DDIM())
+        errors[name] = float((again - x).square().mean().sqrt())
+    assert errors[10] == errors[25] and 0.4 < errors[10] / errors["ddim"] < 0.6
+    assert 0.02 < errors["ddim"] < 0.045
+
+
 def test_it_stops_at_the_tolerance_and_counts_its_calls():
     model = hills()
     x = model.sample(4, rng=0, dtype=torch.float64)

@@ -48,7 +48,8 @@ class ImplicitDDIM(Solver):
             ``"adamw"`` minimises ``mean (x - r(x))^2`` through the network, as SPDInv and DCI were released.
         history: iterates that Anderson's rule mixes.
         tolerance: an iteration stops the step when all residuals are below it, or as small as rounding errors.
-        lr, weight_decay: of AdamW; the released code has a weight decay of 0.01, which only moves the latents.
+        lr, weight_decay: of AdamW; the released code has a weight decay of 0.01, which only moves the latents, and
+            stops at ``tolerance=5e-6**0.5``.
 
     Raises:
         BadValue: numbers out of range, an unknown rule.
