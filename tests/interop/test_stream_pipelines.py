@@ -97,7 +97,7 @@ def test_guidance_of_every_type_and_a_new_prompt(guidance, negative):
 
 def test_a_tiny_autoencoder_and_one_step():
     translator = streamdiffusion.of_pipeline(lcm(tiny_vae=True), steps=(0,), guidance="none").start("a fox")
-    assert translator.delay == 0
+    assert translator.delay == 0 and translator.stream.hooks == (Boundary(),)
     assert translator(pictures(1)[0]).shape == (3, 16, 16)
 
 
