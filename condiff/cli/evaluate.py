@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from condiff.cli.options import Flag, OptionalInt, RunFolder, Several
-from condiff.cli.output import note, show_json, summary
+from condiff.cli.options import Flag, OptionalInt, OptionalText, RunFolder, Several
+from condiff.cli.output import Progress, note, show_json, summary
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class Evaluate:
     seed: int = 0
     """Seed of the samples."""
 
+    weights: str = "ema"
+    """"ema", "raw", or the name of an averaged copy."""
+
+    device: OptionalText = None
+    """cpu, cuda, cuda:1, mps."""
+
     json: Flag = False
     """Print the metrics as JSON."""
 
@@ -38,7 +44,8 @@ class Evaluate:
         run = runs.open_run(self.folder)
         if not self.against:
             run.need_unseen()
-        metrics = run.finish(against=self.against, num=self.num, seed=self.seed)
+        how = {"weights": self.weights, "device": self.device, "progress": Progress()}
+        metrics = run.finish(against=self.against, num=self.num, seed=self.seed, **how)
         if self.json:
             show_json(metrics)
         else:

@@ -17,7 +17,7 @@ from condiff.cli.options import (
     Source,
     flat,
 )
-from condiff.cli.output import note, show_json, summary
+from condiff.cli.output import Progress, note, show_json, summary
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Train:
     """
 
     source: Source = None
-    """Kind of data: digits (bundled), images, pairs, triplets, unpaired, volumes, video, text, series, arrays, hub."""
+    """Kind of data: digits (bundled), images, pairs, halves, triplets, unpaired, volumes, video, text, series, arrays,
+    hub."""
 
     data: Several = ()
     """Folder, file or Hub name; twice for pairs (degraded, then clean) and unpaired (source, then target)."""
@@ -190,7 +191,9 @@ class Train:
 
     def _name(self) -> str:
         """What the run is called: after its data."""
-        names = [Path(p).name if self.source == "pairs" or Path(p).is_dir() else Path(p).stem for p in self.data]
+        paths = [Path(p) for p in self.data]
+        whole = lambda path: self.source == "pairs" or path.is_dir()
+        names = [path.name if whole(path) else Path(path.name.removesuffix(".gz")).stem for path in paths]
         return "-to-".join(names) or str(self.source)
 
     def _label_option(self, cond: Any) -> dict[str, Any]:
@@ -230,6 +233,6 @@ def carry_out(run: Any, *, dry_run: bool, trial: bool, json: bool) -> int:
         return status.exit_code
     if first:
         note(f"\nsampling and evaluating (cut short, condiff evaluate {run.folder} does it again)", quiet=json)
-        metrics = run.finish()
+        metrics = run.finish(progress=Progress())
         show_json(metrics) if json else note(summary(metrics, run.folder))
     return 0

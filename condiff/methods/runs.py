@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -123,15 +123,25 @@ class RunFolder:
         """The trained model: a denoiser of values or of tokens."""
         return load_model(self.weights, weights, device=check_device(device or default_device()))
 
-    def finish(self, against: Sequence[str | Path] = (), num: int | None = None, seed: int = 0) -> dict[str, Any]:
+    def finish(
+        self,
+        against: Sequence[str | Path] = (),
+        num: int | None = None,
+        seed: int = 0,
+        *,
+        weights: str = "ema",
+        device: Any = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
         """Sample, evaluate, and write metrics.json, the pictures and the report page; returns the metrics.
 
         Samples are compared with other data, or with what was held out; where nothing was, they are only looked at.
+        ``progress`` is called with (steps that are done, all steps) behind each.
         """
         unseen = self.request.other(against, self.data) if against else self.unseen
-        heldout, model = unseen or self.heldout, self.model()
+        heldout, model = unseen or self.heldout, self.model(weights, device)
         num = (self.kind.judged(heldout) if unseen else FEW) if num is None else num
-        made = draw_samples(model, self.recipe, heldout, num=num, seed=seed)
+        made = draw_samples(model, self.recipe, heldout, num=num, seed=seed, progress=progress)
         scores = self.kind.score(made, model, heldout, self) if unseen else {"samples": made.num}
         metrics = {
             **scores,
@@ -141,7 +151,7 @@ class RunFolder:
         }
         write_json(self.folder / "metrics.json", metrics)
         shown = self.kind.shown(self.data)
-        seen = draw_samples(model, self.recipe, self.heldout, num=shown, seed=0) if shown else made
+        seen = draw_samples(model, self.recipe, self.heldout, num=shown, seed=0, progress=progress) if shown else made
         self._page(metrics, self.kind.show(seen, self.folder / "samples", self), self._curves())
         return metrics
 

@@ -99,6 +99,9 @@ def test_other_text_is_scored_with_the_runs_alphabet(root, capsys):
     (root / "foreign.txt").write_text("Q" * 200)
     got = json.loads(run(capsys, "evaluate", root / "char", "--against", root / "other.txt", "--num", 8, "--json").out)
     assert got["bits_per_character"] > 0
+    for words in (["--weights", "nothing"], ["--device", "nowhere"]):
+        error = run(capsys, "evaluate", root / "char", *words, code=2).err
+        assert words[1] in error
     error = run(capsys, "evaluate", root / "char", "--against", root / "foreign.txt", code=2).err
     assert "not in this alphabet" in error
 
