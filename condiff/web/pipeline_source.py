@@ -63,6 +63,7 @@ class PipelineSource(Source):
         self.shape, self.viewer = (picture, pictures) if count is None else ((count, *picture), clips)
         self.told = next((kind for kind in TOLD if kind in self.denoiser.kinds), None)
         self.classes = self._classes() if self.told == "label" else []
+        self.asked = {"image": 3} if self.told == "image" else self.family.pictures  # channels of pictures, by name
         self.takes = self._takes()
 
     def _classes(self) -> list[str]:
@@ -73,8 +74,8 @@ class PipelineSource(Source):
         return [names.get(i, str(i)) for i in range(count)]
 
     def _takes(self) -> set[str]:
-        words = {"prompt": {"prompt"}, "label": {"labels"}, "image": {"conditions"}, None: set[str]()}[self.told]
-        taken = {"solver", "steps", "seed", "num"} | words
+        words = {"prompt": {"prompt"}, "label": {"labels"}}.get(self.told or "", set())
+        taken = {"solver", "steps", "seed", "num"} | words | ({"conditions"} if self.asked else set())
         taken |= {"guidance"} if _possible(lambda: self.wrapped.guided(1.0)) else set()
         negative = self.told == "prompt" and _possible(lambda: self.wrapped.guided(None, [""]))
         return taken | ({"negative"} if negative else set())
@@ -83,7 +84,6 @@ class PipelineSource(Source):
         pipe, process, scale = self.wrapped.pipeline, self.denoiser.process, self.family.scale
         size = " x ".join(map(str, self.family.size))
         what = f"pictures of {size} pixels" if len(self.shape) == 3 else f"clips of {self.shape[0]} x {size} pixels"
-        shown = {"name": "image", "kind": "picture", "shape": [3, *self.family.size], "input": "picture"}
         return {
             "kind": "pipeline",
             "name": self.name,
@@ -91,7 +91,10 @@ class PipelineSource(Source):
             "facts": [what, str(process), f"runs on {device_of(self.denoiser)}"],
             "takes": sorted(self.takes),
             "classes": self.classes,
-            "conditions": [{**shown, "needed": True}] if self.told == "image" else [],
+            "conditions": [
+                {"name": name, "kind": "picture", "shape": [n, *self.family.size], "input": "picture", "needed": True}
+                for name, n in self.asked.items()
+            ],
             "solvers": solvers_for(process),
             "own": {**OWN, "guidance": scale if isinstance(scale, int | float) else None},
         }
@@ -116,7 +119,7 @@ class PipelineSource(Source):
             solver=solver,
             grid=self.wrapped.grid(used.steps or 1),
             seeds=range(used.seed, used.seed + used.num),
-            hooks=[watching],
+            hooks=[*self.wrapped.hooks, watching],
         )
         with torch.no_grad():
             x = (z if self.wrapped.codec is None else self.wrapped.codec.decode(z)).float().cpu()
@@ -139,10 +142,12 @@ class PipelineSource(Source):
         num = settings.num
         if self.told is None:
             return None, None
+        given = self._pictures(settings)
         if self.told == "prompt":
-            return None, self.wrapped.encode([settings.prompt or ""] * num)
+            told = self.family.told_pictures(given) if given else {}
+            return None, self.wrapped.encode([settings.prompt or ""] * num, **told)
         if self.told == "image":
-            return None, self.wrapped.encode([*self._picture(settings).expand(num, -1, -1, -1)], rng=settings.seed)
+            return None, self.wrapped.encode([*given["image"].expand(num, -1, -1, -1)], rng=settings.seed)
         wanted = [self._class(name) for name in settings.labels] or list(range(len(self.classes)))
         labels = [wanted[i % len(wanted)] for i in range(num)]
         return [self.classes[i] for i in labels], self.wrapped.encode(labels)
@@ -154,12 +159,20 @@ class PipelineSource(Source):
             return int(name)
         raise unknown("class", name[:60], self.classes)
 
-    def _picture(self, settings: Settings) -> Tensor:
-        given = settings.conditions.get("image")
-        if set(settings.conditions) - {"image"} or not isinstance(given, dict):
-            raise BadValue("this pipeline is told one picture, the condition 'image': choose one")
-        framing = Framing(size=self.family.size, channels=3, background="white")
-        return self.uploads.read(given["picture"], framing).clamp(-1.0, 1.0)
+    def _pictures(self, settings: Settings) -> dict[str, Tensor]:
+        """The pictures (1, C, H, W) that the network is told, by name."""
+        chosen = {name: one["picture"] for name, one in settings.conditions.items() if isinstance(one, dict)}
+        if self.asked and (set(chosen) != set(self.asked) or set(settings.conditions) != set(self.asked)):
+            names = " and ".join(map(repr, self.asked))
+            raise BadValue(f"this pipeline is told pictures, one for each of {names}: choose one")
+        return {
+            name: self.uploads.read(chosen[name], self._framing(channels)).clamp(-1.0, 1.0)
+            for name, channels in self.asked.items()
+        }
+
+    def _framing(self, channels: int) -> Framing:
+        """White under the transparent parts of a picture, and black under those of a mask: nothing is made there."""
+        return Framing(size=self.family.size, channels=channels, background="white" if channels == 3 else "black")
 
     def files(self, made: Made) -> dict[str, File]:
         drawing = made.drawing

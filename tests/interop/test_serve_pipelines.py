@@ -5,8 +5,10 @@ import io
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
-from tiny import ddpm, dit, sd3, stable_diffusion
+from test_wrap_controls import painted
+from tiny import controlled, ddpm, dit, sd3, stable_diffusion
 from tiny_video import stable_video_diffusion, wan
 
 import condiff as cd
@@ -100,3 +102,63 @@ def test_pickled_weights_and_other_folders_are_refused(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(CondiffError):
         open_source(str(tmp_path), Uploads(Limits()), Limits())
+
+
+def uploaded(source, colour=99, size=(40, 30), mode="RGB"):
+    buffer = io.BytesIO()
+    Image.new(mode, size, colour).save(buffer, "PNG")
+    return {"picture": source.uploads.add(buffer.getvalue())[0]}
+
+
+def test_a_clip_is_guided_as_its_pipeline_guides():
+    """By a scale for each frame, unless one is given."""
+    source = served(stable_video_diffusion(), size=(16, 16), frames=2)
+    assert source.about()["own"]["guidance"] is None
+    image = uploaded(source)
+    made, _ = make(source, steps=2, conditions={"image": image})
+    model = source.wrapped
+    told = source.uploads.read(image["picture"], source._framing(3))
+    cond = model.encode([*told.clamp(-1, 1)], rng=0)
+    z = cd.sample(model.guided(), cond=cond, solver=cd.UniPC(), grid=model.grid(2), seeds=[0])
+    with torch.no_grad():
+        torch.testing.assert_close(made.x, model.codec.decode(z))
+    flat, _ = make(source, steps=2, conditions={"image": image}, guidance=1.0)
+    assert not torch.allclose(flat.x, made.x) and made.settings.guidance is None
+
+
+def test_pixels_are_clipped_as_the_scheduler_does():
+    pipe = ddpm()
+    pipe.scheduler = DDPMScheduler(clip_sample=True)
+    made, _ = make(served(pipe), num=2, steps=3, solver="ddim")
+    assert made.x.abs().max() <= 1.0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_controls_are_chosen(count):
+    pipe = controlled(StableDiffusionControlNetPipeline, stable_diffusion(), count)
+    source = served(pipe)
+    names = ["control", "control_2"][:count]
+    about = source.about()
+    assert [one["name"] for one in about["conditions"]] == names and about["own"]["guidance"] == 7.5
+    given = {name: uploaded(source, 60 * (i + 1)) for i, name in enumerate(names)}
+    made, _ = make(source, prompt="a fox", steps=2, conditions=given)
+    model = source.wrapped
+    images = [source.uploads.read(one["picture"], source._framing(3)) for one in given.values()]
+    cond = model.encode(["a fox"], control=images if count > 1 else images[0])
+    z = cd.sample(model.guided(), cond=cond, solver=cd.UniPC(), grid=model.grid(2), seeds=[0])
+    with torch.no_grad():
+        assert torch.equal(made.x, model.codec.decode(z))
+    with pytest.raises(BadValue, match="one for each of 'control'"):
+        make(source, prompt="a fox", steps=2)
+
+
+def test_what_is_painted_in_is_chosen():
+    source = served(painted())
+    assert [(one["name"], one["shape"][0]) for one in source.about()["conditions"]] == [("image", 3), ("mask", 1)]
+    image, mask = uploaded(source), uploaded(source, 255, mode="L")
+    made, _ = make(source, prompt="a fox", steps=2, num=2, conditions={"image": image, "mask": mask})
+    assert made.x.shape == (2, 3, 16, 16)
+    black, _ = make(source, prompt="a fox", steps=2, num=2, conditions={"image": image, "mask": uploaded(source, 0)})
+    assert not torch.equal(black.x, made.x)
+    with pytest.raises(BadValue, match="'image' and 'mask'"):
+        make(source, prompt="a fox", steps=2, conditions={"image": image})

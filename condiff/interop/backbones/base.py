@@ -163,6 +163,15 @@ class Family(ABC):
         """One entry per sample as the network's conditions; options by keyword."""
         return self.words(entries)
 
+    @property
+    def pictures(self) -> dict[str, int]:
+        """Pictures that :meth:`encode` is told beside the entries: their channels, by name."""
+        return {}
+
+    def told_pictures(self, pictures: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Such pictures, by name, as :meth:`encode` takes them."""
+        return dict(pictures)
+
     def words(self, entries: Sequence[Any]) -> Conditions:
         """The prompts, or classes, alone: what a negative prompt replaces."""
         raise Incompatible("this pipeline is unconditional: sample it with num=")

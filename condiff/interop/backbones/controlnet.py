@@ -7,7 +7,7 @@ ControlNet, where the time lies in its interval. A row whose control is absent g
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -213,6 +213,7 @@ class ControlNets(Family):
         self.check()
         self.inner = inner(pipe, net, size, frames, length)
         self.codec, self.shape, self.size = self.inner.codec, self.inner.shape, self.inner.size
+        self.frames, self.length, self.scale = self.inner.frames, self.inner.length, self.inner.scale
         self.backbone = self.make_backbone()
 
     @classmethod
@@ -275,6 +276,14 @@ class ControlNets(Family):
         for name, net, *one in zip(control_names(count), self.nets, images, scales, intervals, strict=True):
             told = told.replace(**self.told(name, net, len(entries), rng, *one))
         return told
+
+    @property
+    def pictures(self) -> dict[str, int]:
+        return dict.fromkeys(control_names(len(self.nets)), 3)
+
+    def told_pictures(self, pictures: Mapping[str, Tensor]) -> dict[str, Any]:
+        given = list(pictures.values())
+        return {"control": given if len(given) > 1 else given[0]}
 
     @torch.no_grad()
     def told(

@@ -75,6 +75,10 @@ class StableDiffusion(Family):
         """
         return self.words(entries).replace(**self.mask(len(entries), image, mask, rng))
 
+    @property
+    def pictures(self) -> dict[str, int]:
+        return {"image": 3, "mask": 1} if mask_kinds(self.net) else {}
+
     def mask(self, count: int, image: Any, mask: Any, rng: Any) -> dict[str, Condition]:
         """The conditions of inpainting, for a network that is told them."""
         return encoded_mask(self.net, self.codec, image, mask, count, self.size, self.device, rng)

@@ -45,6 +45,7 @@ class StableVideoDiffusion(Clips):
 
     networks = ("UNetSpatioTemporalConditionModel",)
     reference = ("image", "seen")
+    scale = None  # one for each frame
     every = 1  # type: ignore[assignment]
 
     @property
