@@ -6,6 +6,7 @@ from condiff.data.clips import Clips, clips, of_clips, video
 from condiff.data.digits import digits
 from condiff.data.folders import find_pictures, images, pairs
 from condiff.data.frames import Triplets, triplets
+from condiff.data.halves import halves
 from condiff.data.held_out import SHARE, held_count, split_indices
 from condiff.data.hourly import hourly
 from condiff.data.latents import Encoded, encode_conditions, latents
@@ -85,6 +86,7 @@ __all__ = [
     "find_pictures",
     "find_scans",
     "frequency",
+    "halves",
     "held_count",
     "hourly",
     "hub",

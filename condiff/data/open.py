@@ -11,6 +11,7 @@ from condiff.data.clips import video
 from condiff.data.digits import digits
 from condiff.data.folders import images, pairs
 from condiff.data.frames import triplets
+from condiff.data.halves import halves
 from condiff.data.tables import arrays, hub, parquet
 from condiff.data.text import text
 from condiff.data.unpaired import unpaired
@@ -22,6 +23,7 @@ SOURCES: dict[str, Callable[..., Data]] = {
     "digits": digits,
     "images": images,
     "pairs": pairs,
+    "halves": halves,
     "unpaired": unpaired,
     "triplets": triplets,
     "volumes": volumes,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from condiff.data import Framing, images, loader, pairs, shuffled
+from condiff.data import Framing, halves, images, loader, open_data, pairs, shuffled
 from condiff.data.picture import cut, decode, to_array, to_mode
 from condiff.errors import BadFile, BadValue
 
@@ -314,3 +314,44 @@ def test_faults_of_pairs(two_folders):
 def test_decode_says_what_is_wrong():
     with pytest.raises(BadFile, match="row 3: not a readable picture"):
         decode(b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "row 3")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "I;16"])
+def test_pictures_that_hold_two_side_by_side(tmp_path, mode):
+    """The layout of pix2pix: each half, in whatever mode it is stored, is what that part of the picture is."""
+    ending = ".tif" if mode in ("CMYK", "I;16") else ".png"
+    for i in range(3):
+        whole = picture(i, 8, 20) if mode != "I;16" else (picture(i, 8, 20, 1).astype(np.uint16) * 200)
+        image = Image.fromarray(whole) if mode == "I;16" else Image.fromarray(whole).convert(mode)
+        image.save(tmp_path / f"{i}{ending}")
+    options = {"channels": 1} if mode == "I;16" else {}
+    data, other = (open_data("halves", path=str(tmp_path), given=side, **options) for side in ("left", "right"))
+    every = images(tmp_path, **options).batch([2, 0])["x"]
+    rows, swapped = data.batch([2, 0]), other.batch([2, 0])
+    assert data.shape == (every.shape[1], 8, 10) and data.kinds == {"degraded": "map"}
+    assert torch.equal(torch.cat([rows["cond"]["degraded"], rows["x"]], 3), every)
+    assert torch.equal(swapped["x"], rows["cond"]["degraded"])
+    assert torch.equal(swapped["cond"]["degraded"], rows["x"])
+    assert data.fingerprint() != other.fingerprint()
+
+
+def test_halves_are_cut_and_mirrored_alike(tmp_path):
+    half = picture(0, 9, 9)
+    save(tmp_path / "a.png", np.concatenate([half, half], 1))
+    data = halves(tmp_path, 6, crop="random", flip=True, kind="endpoint")
+    for epoch in range(5):
+        row = data.batch([0], epoch)
+        assert torch.equal(row["x"], row["cond"]["degraded"])
+    assert data.kinds == {"degraded": "endpoint"}
+
+
+def test_what_is_no_two_halves_is_refused(tmp_path):
+    save(tmp_path / "a.png", picture(0, 8, 20))
+    save(tmp_path / "b.png", picture(1, 8, 19))
+    with pytest.raises(BadFile, match=r"b.png.* 19 pixels wide"):
+        halves(tmp_path)
+    assert len(halves(tmp_path, skip_bad=True)) == 1
+    with pytest.raises(BadValue, match="half that is given"):
+        halves(tmp_path, given="top")
+    with pytest.raises(BadValue, match="kind of a picture"):
+        halves(tmp_path, kind="label")
