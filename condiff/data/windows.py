@@ -118,20 +118,23 @@ class Window:
 
 
 def gather(
-    series: Float[Tensor, "batch n"],
+    series: Float[Tensor, "items n"],
     starts: Int[Tensor, " batch"],
     spec: WindowSpec,
     fallback: Float[Tensor, " batch"] | None = None,
     visible: Bool[Tensor, "batch length channels"] | None = None,
+    which: Int[Tensor, " batch"] | None = None,
 ) -> Window:
-    """The windows that begin at step ``starts`` of each series, NaN where missing, in float64.
+    """The windows that begin at steps ``starts``, of each series or of those by number ``which``; float64, NaN where
+    missing.
 
     What lies before a series' first step is missing. The scale is the mean size of the observed context (of its
     ``visible`` part), ``fallback`` where that is 0 or nothing is observed, and 1 where that is 0 as well.
     """
     at = starts[:, None, None] + spec.places()
     inside = (at >= 0) & (at < series.shape[1])
-    values = series[torch.arange(len(series))[:, None, None], at.clamp(0, series.shape[1] - 1)].double()
+    which = torch.arange(len(series)) if which is None else which
+    values = series[which[:, None, None], at.clamp(0, series.shape[1] - 1)].double()
     mask = inside & values.isfinite()
     values = torch.where(mask, values, 0.0)
     seen = mask if visible is None else mask & visible
@@ -239,7 +242,7 @@ class Windows(Data):
     def windows(self, index: Tensor, visible: Tensor | None = None) -> Window:
         """Windows by number, scaled by their context, or by what is visible of it."""
         which, start = self.place(index)
-        return gather(self.values[which], start, self.spec, self.level[which], visible)
+        return gather(self.values, start, self.spec, self.level[which], visible, which)
 
     def _rows(self, index: Tensor, epoch: int) -> dict[str, Any]:
         if self.told is None:
