@@ -23,7 +23,7 @@ from torch import nn
 
 from condiff.config import to_config
 from condiff.data import Data, Subset
-from condiff.errors import BadFile, CondiffError, Incompatible
+from condiff.errors import BadFile, BadType, BadValue, CondiffError, Incompatible, MissingExtra, NonFinite
 from condiff.methods import settings
 from condiff.methods.catalogue import find
 from condiff.methods.drawing import draw_samples
@@ -36,6 +36,7 @@ from condiff.training import TrainConfig, Trainer
 STEPS = 2  # of the sampler, where it can have so few
 ROWS = 64  # of the training data that samples are compared with
 MOST_TRIES = 16  # to find what is at fault
+SAID = (BadValue, BadType, BadFile, MissingExtra, NonFinite, Incompatible)
 FLAGS = {"sampler.guidance": "--guidance", "training.batch": "--batch", "training.lr": "--lr"}
 HINTS = {  # what to look at where no one option is at fault
     "building the model": ("network", "target", "process", "sampler"),
@@ -62,7 +63,8 @@ class Trial:
 
     Raises (:meth:`go`):
         BadFile: the folder can't be written, or is too small for a checkpoint.
-        CondiffError: of the kind that the failing part raises; :class:`Incompatible` for other errors.
+        BadValue, BadType, MissingExtra, NonFinite: as the part that fails raises it, with the option at fault.
+        Incompatible: for other errors of it.
     """
 
     def __init__(self, run: Any) -> None:
@@ -132,7 +134,7 @@ class Trial:
 
     def _explained(self, error: Exception) -> CondiffError:
         phase = self.phase
-        kind = type(error) if isinstance(error, CondiffError) else Incompatible
+        kind = type(error) if isinstance(error, SAID) else Incompatible
         said = str(error).strip() or type(error).__name__
         if out_of_memory(error):
             batch = self.run.whole.training.batch
