@@ -36,7 +36,7 @@ from condiff.interop.schedulers import (
 from condiff.process import Level, Prediction
 from condiff.process.algebra import combine, scale
 from condiff.random import Source, as_source
-from condiff.sampling import Adaptive, Grid, Solver, State
+from condiff.sampling import Adaptive, Grid, ImplicitDDIM, Solver, State
 from condiff.sampling.checks import check_solver
 from condiff.sampling.loop import Run, as_grid
 
@@ -137,7 +137,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         grid: the times of the steps, or its configuration; those of the scheduler when None.
 
     Raises:
-        BadType: not a solver. Incompatible: a solver of steps that aren't known beforehand.
+        BadType: not a solver. Incompatible: a solver of steps that aren't known beforehand, or of inversion.
     """
 
     config_name = "scheduler_config.json"
@@ -154,6 +154,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         check_solver(self.solver, self.process)
         if isinstance(self.solver, Adaptive):
             raise Incompatible(f"a pipeline asks for its steps beforehand, and {self.solver} chooses them on the way")
+        if isinstance(self.solver, ImplicitDDIM):
+            raise Incompatible(f"a pipeline goes from noise to data, and {self.solver} the other way: use invert()")
         self.register_to_config(
             **{k: v for k, v in own.items() if not k.startswith("_")},
             solver=to_config(self.solver),

@@ -17,7 +17,7 @@ from torch import Tensor
 from condiff.conditions import Conditions, as_conditions
 from condiff.denoiser import Denoises, device_of
 from condiff.errors import BadType, BadValue, Incompatible, NonFinite, unknown
-from condiff.guidance import Free
+from condiff.guidance import Distilled, Free
 from condiff.guidance.guided import Guided
 from condiff.prefixed import takes_frames
 from condiff.process import Prior
@@ -242,7 +242,8 @@ def _check_guidance(model: Any, context: Context) -> None:
         if switching or not isinstance(model.scale, Tensor | int | float):
             raise Incompatible("a rollout guides by a fixed scale (other than 0 with an interval): give Free a number")
     elif isinstance(model, Guided) and (takes_frames(context.denoiser) or any(map(takes_frames, model.members))):
-        raise Incompatible(f"a rollout takes a denoiser or Free around one, got {model!r}")
+        advice = f": give the scale among the conditions, {model.name!r}" if isinstance(model, Distilled) else ""
+        raise Incompatible(f"a rollout takes a denoiser or Free around one, got {model!r}{advice}")
 
 
 def _check_positions(denoiser: Any, frames: int) -> None:

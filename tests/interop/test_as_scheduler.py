@@ -17,7 +17,24 @@ from tiny import dit, sd3, stable_diffusion
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.interop import as_scheduler, wrap
 from condiff.process.level import Level
-from condiff.sampling import DDIM, DDPM, SDE, Adaptive, DPMSolverPP, Euler, Heun, Karras, RungeKutta, UniPC, sample
+from condiff.sampling import (
+    DDIM,
+    DDPM,
+    SDE,
+    Adaptive,
+    Consistency,
+    DPMSolverPP,
+    Euler,
+    Heun,
+    ImplicitDDIM,
+    JointSolver,
+    Karras,
+    Overshoot,
+    PredictorCorrector,
+    RungeKutta,
+    UniPC,
+    sample,
+)
 
 PROMPTS = ["a red fox", "two cats, one mat"]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -62,6 +79,16 @@ def test_rules_of_several_evaluations_step_as_in_our_loop(solver, grid):
     want = sample(sd.guided(4.0), cond=sd.encode(PROMPTS), solver=solver, initial=latents(), **where)
     pipe.scheduler = as_scheduler(solver, pipe, grid)
     torch.testing.assert_close(run(pipe, 5), want, **CLOSE)
+
+
+@pytest.mark.parametrize("solver", [Overshoot(), Consistency(), PredictorCorrector(DDIM())], ids=repr)
+def test_rules_that_add_noise_of_their_own_step_as_in_our_loop(solver):
+    pipe = stable_diffusion()
+    sd, seeded = wrap(pipe), lambda: torch.Generator().manual_seed(5)
+    how = {"cond": sd.encode(PROMPTS), "solver": solver, "initial": latents(), "grid": sd.grid(5)}
+    want = sample(sd.guided(4.0), rng=seeded(), **how)
+    pipe.scheduler = as_scheduler(solver, pipe)
+    torch.testing.assert_close(run(pipe, 5, generator=seeded()), want, **CLOSE)
 
 
 def test_no_evaluation_is_made_twice(monkeypatch):
@@ -229,6 +256,10 @@ def test_what_does_not_fit_is_refused():
         as_scheduler(DDIM(), object())
     with pytest.raises(Incompatible, match="chooses them on the way"):
         as_scheduler(Adaptive(), pipe)
+    with pytest.raises(Incompatible, match="the other way"):
+        as_scheduler(ImplicitDDIM(), pipe)
+    with pytest.raises(Incompatible, match="needs a Joint process"):
+        as_scheduler(JointSolver(DDIM()), pipe)
     scheduler = as_scheduler(Heun(), pipe)
     x = latents()
     with pytest.raises(BadValue, match="set_timesteps comes before"):
