@@ -26,6 +26,7 @@ FAMILIES = (
     ("cond_stage_model.transformer.text_model.final_layer_norm.weight", "Stable Diffusion 1, as its authors name it"),
     ("decoder.conv_in.weight", "an autoencoder"),
 )
+WITHIN = "model.diffusion_model."  # before the names of a network in a file of several parts
 LORA = re.compile(r"(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(\.|$)")
 
 
@@ -36,7 +37,13 @@ def describe_folder(place: LocalFolder | HubRepository) -> dict[str, Any]:
         BadFile: something else, or nothing but pickles.
     """
     files = place.files()
-    for name, read in (("model_index.json", _pipeline), ("adapter_config.json", _adapter), ("config.json", _part)):
+    kinds = (
+        ("model_index.json", _pipeline),
+        ("adapter_config.json", _adapter),
+        ("config.json", _part),
+        ("scheduler_config.json", _scheduler),
+    )
+    for name, read in kinds:
         if name in files:
             return {"place": str(place), **read(place, files), **_weights(files)}
     loose = [name for name in files if name.endswith(".safetensors") and "/" not in name]
@@ -60,7 +67,8 @@ def describe_header(header: Header) -> dict[str, Any]:
     elif "denoiser" in header.metadata:
         facts = {"kind": "weights of a condiff model", **facts}
     else:
-        found = next((family for name, family in FAMILIES if name in header.shapes), None)
+        inside = {name.removeprefix(WITHIN) for name in header.shapes}
+        found = next((family for name, family in FAMILIES if name in inside), None)
         facts = {"kind": found or "weights", "parts": _parts(header.shapes), **facts}
     return {**facts, "metadata": header.metadata}
 
@@ -109,6 +117,15 @@ def _law(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"scheduler": name, "process": str(process), "predicts": target}
 
 
+def _scheduler(place: LocalFolder | HubRepository, files: Mapping[str, int]) -> dict[str, Any]:
+    config = _object(place, "scheduler_config.json")
+    return {
+        "kind": "a scheduler",
+        **_law(config),
+        "config": {k: v for k, v in config.items() if not k.startswith("_")},
+    }
+
+
 def _adapter(place: LocalFolder | HubRepository, files: Mapping[str, int]) -> dict[str, Any]:
     config = _object(place, "adapter_config.json")
     wanted = {"peft_type": "type", "base_model_name_or_path": "base", "r": "rank", "lora_alpha": "alpha"}
@@ -153,14 +170,21 @@ def _lora(header: Header) -> dict[str, Any]:
     """Ranks and what is adapted: the down projection of rank r is (r, in) or, for convolutions, (r, in, k, k)."""
     downs = [n for n in header.shapes if re.search(r"(lora_A|lora_down|lora\.down)(\.|$)", n)]
     ranks = sorted({header.shapes[name][0] for name in downs})
-    modules = sorted({re.split(r"[._]lora", name)[0].rsplit(".", 1)[-1] for name in downs})
+    modules = sorted({_module(name) for name in downs})
     return {"ranks": ranks, "layers": len(downs), "modules": modules, "parts": _parts(header.shapes)}
 
 
+def _module(name: str) -> str:
+    """What a layer of an adapter is called in its block; kohya's scripts write whole paths with underscores."""
+    layer = re.split(r"[._]lora", name)[0].rsplit(".", 1)[-1]
+    return re.sub(r".*_\d+_", "", layer) if layer.startswith("lora_") else layer
+
+
 def _parts(names: Iterable[str]) -> dict[str, int]:
-    """Numbers of tensors by the first word of their names."""
+    """Numbers of tensors by the first word of their names, ``lora_unet`` of ``lora_unet_mid_block_...``."""
     counts: dict[str, int] = {}
     for name in names:
         word = name.split(".")[0]
+        word = "_".join(word.split("_")[:2]) if word.startswith("lora_") else word
         counts[word] = counts.get(word, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1])[:8])

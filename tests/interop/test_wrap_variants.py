@@ -16,7 +16,7 @@ from peft import LoraConfig
 from tiny import ddpm, sd3, stable_diffusion, stable_diffusion_xl
 
 import condiff as cd
-from condiff.errors import BadType
+from condiff.errors import BadType, BadValue
 from condiff.interop import WholeIndex, as_scheduler, grid_of, process_of, wrap
 from condiff.interop.schedulers import hooks_of, last_time, precondition_of
 from condiff.random import Tape
@@ -255,3 +255,17 @@ def test_a_pipeline_that_has_a_solver_already():
     flow = sd3()
     flow.scheduler = as_scheduler(Euler(), flow)
     torch.testing.assert_close(*both(flow, Euler()), **CLOSE)
+
+
+def test_sizes_that_stable_diffusion_xl_is_told():
+    pipe, start = stable_diffusion_xl(), latents()
+    theirs = pipe(
+        PROMPTS, original_size=(40, 30), crops_coords_top_left=(2, 3), target_size=(20, 18), num_inference_steps=4,
+        guidance_scale=4.0, latents=start, output_type="latent",
+    ).images  # fmt: skip
+    xl = wrap(pipe)
+    cond = xl.encode(PROMPTS, original_size=(40, 30), crop=(2, 3), target_size=(20, 18))
+    ours = sample(xl.guided(4.0), cond=cond, solver=DDIM(), grid=xl.grid(4), initial=start)
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+    with pytest.raises(BadValue, match="a crop is"):
+        xl.encode(PROMPTS, crop=(1, 2, 3))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import CogVideoXDDIMScheduler
 from safetensors.torch import save_file
 
 from condiff.errors import BadFile, BadValue
@@ -96,11 +97,28 @@ def test_a_lora_tells_its_rank_and_layers(tmp_path, style):
     assert facts["modules"] == ["to_q", "to_v"] and facts["parts"] == {"unet": 4}
 
 
+def test_a_lora_of_flat_names(tmp_path):
+    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+    layers = [f"{block}_attn1_to_q", f"{block}_attn2_to_k", "lora_te_text_model_encoder_layers_3_self_attn_q_proj"]
+    tensors = {f"{layer}.{part}.weight": torch.zeros(4, 4) for layer in layers for part in ("lora_down", "lora_up")}
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    facts = describe(tmp_path / "adapter.safetensors")
+    assert facts["modules"] == ["attn1_to_q", "attn2_to_k", "self_attn_q_proj"]
+    assert facts["parts"] == {"lora_unet": 4, "lora_te": 2}
+
+
+def test_a_scheduler_tells_its_process_in_a_line(tmp_path):
+    CogVideoXDDIMScheduler(snr_shift_scale=3.0, prediction_type="v_prediction").save_pretrained(tmp_path)
+    facts = describe(tmp_path)
+    assert facts["kind"] == "a scheduler" and facts["predicts"] == "v" and len(facts["process"]) < 150
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
         ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
         ("joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
         ("cond_stage_model.transformer.text_model.final_layer_norm.weight", "Stable Diffusion 1"),
         ("something.else", "weights"),
     ],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from condiff.conditions import Condition, Conditions
-from condiff.errors import Incompatible
+from condiff.errors import BadValue, Incompatible
 from condiff.interop.backbones.base import Backbone, keep_empty, need, prompt_and_pooled
 from condiff.interop.backbones.guidance_embedding import scale_kinds, scale_told, with_scale
 from condiff.interop.backbones.inpainting import mask_kinds, mask_told
@@ -85,10 +85,25 @@ class StableDiffusionXL(StableDiffusion):
         image: Any = None,
         mask: Any = None,
         rng: int | torch.Generator | Source | None = None,
+        original_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
     ) -> Conditions:
-        """Prompts, of whole pictures of the size of the sample; see :meth:`StableDiffusion.encode` for the rest."""
+        """Prompts; see :meth:`StableDiffusion.encode` for the rest.
+
+        Args:
+            original_size: height and width in pixels that the picture is said to have had before it was cropped; those
+                of the sample by default, as ``target_size``.
+            crop: top and left of that (``crops_coords_top_left`` of the pipeline).
+            target_size: height and width of what was cropped.
+        """
         told = super().encode(entries, image, mask, rng)
-        size = torch.tensor([*self.size, 0, 0, *self.size], dtype=torch.float32, device=told["pooled"].value.device)
+        numbers = [*(original_size or self.size), *crop, *(target_size or self.size)]
+        if len(numbers) != 6:
+            raise BadValue(
+                f"sizes are (height, width) and a crop is (top, left), got {original_size}, {crop}, {target_size}"
+            )
+        size = torch.tensor(numbers, dtype=torch.float32, device=told["pooled"].value.device)
         return told.replace(size=Condition(size.expand(len(entries), 6), "vector"))
 
     @torch.no_grad()
