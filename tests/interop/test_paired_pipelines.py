@@ -1,5 +1,7 @@
 """Paired rows in wrapped pipelines: joint attention in diffusers' own blocks."""
 
+import copy
+
 import pytest
 import tiny
 import tiny_video
@@ -218,6 +220,39 @@ def test_the_joint_attention_is_the_equation(layout):
         assert torch.equal(said[:, :text], plain[:, :text])
         plain, said = plain[:, text:], said[:, text:]
     torch.testing.assert_close(said, plain + torch.cat(heard), rtol=1e-4, atol=1e-5)
+
+
+OWN = {
+    "text apart": ("stable_diffusion", "attn1", 4),
+    "text that is attended to": ("stable_diffusion", "attn2", 4),
+    "text beside": ("sd3", "transformer_blocks.0.attn", 8),
+    "text beside, in the last block": ("sd3", "transformer_blocks.1.attn", 6),
+    "text beside, with places": ("flux_dev", "transformer_blocks.0.attn", 8),
+    "one sequence": ("flux_dev", "single_transformer_blocks.0.attn", 3),
+}
+
+
+@pytest.mark.parametrize("layout", OWN)
+def test_the_companions_own_adapter_is_added_to_its_weights(layout):
+    """Of its picture and of its text, by rows: as if it went through a network of its own."""
+    name, path, count = OWN[layout]
+    model, _ = read(name)
+    add_pair(model.denoiser.network, "depth", rank=2, own=True)
+    stir(model.denoiser)
+    site = next(s for p, s in sites_of(model.denoiser.network).items() if p.endswith(path))
+    (attention,) = site._attention
+    changed = copy.deepcopy(attention)
+    assert len(site.own["depth"]) == count
+    for layer, low in site.own["depth"].items():
+        changed.get_submodule(site.layer_path(layer)).weight.data += low.lora_B.weight @ low.lora_A.weight
+    h, told = torch.randn(4, 6, site.width), {}
+    if "text" in layout and layout != "text apart":
+        told["encoder_hidden_states"] = torch.randn(4, 5, 32 if name == "stable_diffusion" else site.width)
+    said = attention(h, **told, pairing=Pairing(2, [], own={1: "depth"}))
+    plain, own = attention(h, **told), changed(h, **told)
+    outs = zip(*(out if isinstance(out, tuple) else (out,) for out in (said, plain, own)), strict=True)
+    for ours, first, second in outs:
+        torch.testing.assert_close(ours, torch.cat([first[:2], second[2:]]), rtol=1e-4, atol=1e-5)
 
 
 # Beside other things
