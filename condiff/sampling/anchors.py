@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class TowardsReference(Hook):
     Raises:
         BadValue: a negative length. Incompatible: a reference of another shape.
     """
+
+    continuous: ClassVar[bool] = True
 
     reference: Tensor
     length: float = 1.0
@@ -71,6 +73,8 @@ class KeepPath(Hook):
     Raises:
         Incompatible: a trajectory along other times, or of another shape.
     """
+
+    continuous: ClassVar[bool] = True
 
     path: Inversion
     below: float = 0.4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from condiff.errors import BadValue
 from condiff.process import algebra
@@ -23,6 +24,8 @@ class Boundary(Hook):
         sigma_data: sd.
         scaling: of the index.
     """
+
+    continuous: ClassVar[bool] = True
 
     sigma_data: float = 0.5
     scaling: float = 10.0

@@ -36,6 +36,19 @@ def check_solver(solver: Any, process: Any) -> None:
         )
 
 
+def check_hooks(process: Any, hooks: Sequence[Any]) -> None:
+    """
+    Raises:
+        Incompatible: a hook of one continuous state, and tokens or a joint state.
+    """
+    if isinstance(process, Process):
+        return
+    for hook in hooks:
+        if getattr(hook, "continuous", False):
+            advice = ": give ForVariables({name: hook}), for one of them" if isinstance(process, Joint) else ""
+            raise Incompatible(f"{type(hook).__name__} acts on one continuous state, not on {process}{advice}")
+
+
 def check_state(process: Any, x: Tensor, levels: Sequence[Any], source: Tensor | None) -> None:
     """The state of one variable beside its times and its endpoint.
 

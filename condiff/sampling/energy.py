@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class KineticEnergy(Hook):
         >>> sample(model, solver=Euler(), steps=200, num=500, hooks=[energy])
         >>> energy.per_dim.mean()
     """
+
+    continuous: ClassVar[bool] = True
 
     _sums: list[Tensor] = field(default_factory=list, init=False)
     _dims: list[int] = field(default_factory=list, init=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class ClipX0(Hook):
     Args:
         keep_noise: leave the noise as it was predicted, as DDIM of released pipelines does.
     """
+
+    continuous: ClassVar[bool] = True
 
     low: float = field(default=-1.0, metadata={"infinite": True})
     high: float = field(default=1.0, metadata={"infinite": True})
@@ -56,6 +58,8 @@ class ClipDecoded(Hook):
     Args:
         codec: the configuration of a codec without weights, such as :class:`condiff.codecs.HaarConfig`, or a codec.
     """
+
+    continuous: ClassVar[bool] = True
 
     codec: Any
     low: float = field(default=-1.0, metadata={"infinite": True})
@@ -91,6 +95,8 @@ class DynamicThreshold(Hook):
         most: that s may be, as released pipelines limit it; what is larger is clipped.
     """
 
+    continuous: ClassVar[bool] = True
+
     quantile: float = 0.995
     bound: float = 1.0
     most: float = field(default=math.inf, metadata={"infinite": True})
@@ -121,6 +127,8 @@ class ClipResidual(Hook):
         bound: of the residual.
         x0: of the sample, or None for none.
     """
+
+    continuous: ClassVar[bool] = True
 
     bound: float = 2.0
     x0: float | None = None
@@ -160,6 +168,8 @@ class X0Replace(Hook):
         >>> X0Replace(lambda x0, run: x0 - H.T @ (H @ x0 - y))
     """
 
+    continuous: ClassVar[bool] = True
+
     fn: Callable[[Tensor, Run], Tensor]
 
     def prediction(self, prediction: Prediction, run: Run) -> Prediction:
@@ -169,6 +179,8 @@ class X0Replace(Hook):
 @dataclass(frozen=True, eq=False)
 class Displace(Hook):
     """The state displaced at the start of each step: ``x_t + fn(x_t, run)``."""
+
+    continuous: ClassVar[bool] = True
 
     fn: Callable[[Tensor, Run], Tensor]
 
@@ -192,6 +204,8 @@ class MeanShift(Hook):
         extra: ``extra(variance, run)``, variance added to that of the step, such as :class:`SineBoost`; steps
             without noise (ODE solvers, the last step) are guided by nothing else.
     """
+
+    continuous: ClassVar[bool] = True
 
     grad: Callable[[Tensor, Level, Any], Tensor]
     scale: float = 1.0

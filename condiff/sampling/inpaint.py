@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class Inpaint(Hook):
         BadType: a mask that isn't boolean.
         BadValue: shapes that don't broadcast to the state's, an unknown kind of noise.
     """
+
+    continuous: ClassVar[bool] = True
 
     known: Tensor
     mask: Tensor

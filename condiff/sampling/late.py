@@ -59,6 +59,7 @@ def first_index(process: Process, times: Tensor, skip: int | None = None, sigma:
 
     Raises:
         BadValue: outside the grid: above its first level, or so low that no step is left.
+        Incompatible: a noise level, and tokens.
     """
     last = len(times) - 2
     if skip is not None and (isinstance(skip, bool) or not isinstance(skip, int) or skip < 0):
@@ -68,6 +69,8 @@ def first_index(process: Process, times: Tensor, skip: int | None = None, sigma:
     if sigma is None:
         index = skip or 0
     else:
+        if not isinstance(process, Process):
+            raise Incompatible(f"a tail below a noise level is of continuous states, not of {process}: give skip=")
         # data may be 0 at the first level, where noise / data is infinite
         low = [level.noise <= sigma * level.data * (1.0 + 1e-9) for level in process.levels(times)]
         first = process.at(float(times[0]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from condiff.process.prediction import Prediction
 from condiff.process.prior import Prior
 from condiff.process.token_prediction import TokenPrediction
 from condiff.random import Source, as_source
-from condiff.sampling.checks import check_held, check_solver, check_start, check_state, matched
+from condiff.sampling.checks import check_held, check_hooks, check_solver, check_start, check_state, matched
 from condiff.sampling.grid import Grid, Uniform
 from condiff.sampling.joint import hold_given, join, shapes, sources
 from condiff.sampling.segments import Segments
@@ -35,7 +35,13 @@ Times = Grid | Segments | Sequence[float] | Tensor | Mapping[str, Any] | None
 
 
 class Hook:
-    """Things to do inside a step; override what is needed. Each returns what it was given, or a replacement."""
+    """Things to do inside a step; override what is needed. Each returns what it was given, or a replacement.
+
+    Attributes:
+        continuous: whether it is for one continuous state only, and is refused for tokens and joint ones.
+    """
+
+    continuous: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -346,6 +352,7 @@ def _check(denoiser: Any, x: Any, levels: list[Any], cond: Conditions, held: Any
     if isinstance(hooks, Hook):
         raise BadType(f"hooks= is a list: [{type(hooks).__name__}(...)]")
     process = denoiser.process
+    check_hooks(process, hooks)
     if isinstance(process, Joint):
         process.check("the state", x)
         ends = sources(cond, process)

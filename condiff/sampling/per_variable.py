@@ -10,6 +10,7 @@ from torch import Tensor
 
 from condiff.errors import BadType, Incompatible, unknown
 from condiff.process.joint import Joint
+from condiff.sampling.checks import check_hooks
 from condiff.sampling.joint import Part
 from condiff.sampling.loop import Hook, Step
 
@@ -24,7 +25,8 @@ class ForVariables(Hook):
     Raises:
         BadType: something that isn't a hook.
         BadValue: a name that isn't a variable's.
-        Incompatible: a process of one variable; a hook that looks at the whole trajectory before it starts.
+        Incompatible: a process of one variable; a hook that looks at the whole trajectory before it starts, or one of
+            continuous states for tokens.
     """
 
     hooks: Mapping[str, Hook]
@@ -42,6 +44,7 @@ class ForVariables(Hook):
         for name in self.hooks:
             if name not in run.denoiser.process.processes:
                 raise unknown("variable", name, run.denoiser.process)
+            check_hooks(run.denoiser.process[name], [self.hooks[name]])
 
     def before(self, x: Any, run: Any) -> Any:
         return {**x, **{n: hook.before(x[n], _run_of(run, n, x[n])) for n, hook in self.hooks.items()}}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from condiff.errors import BadValue, require_extra, unknown
+from condiff.errors import BadValue, Incompatible, require_extra, unknown
 from condiff.process.gaussian import Process
 from condiff.process.table import table_size
 from condiff.sampling.grid import Grid, check_start_time, with_clean_end
@@ -72,6 +72,12 @@ class Sigmas(Grid):
 
 
 def _sigma(process: Process, t: float) -> float:
+    """
+    Raises:
+        Incompatible: tokens, which have no noise.
+    """
+    if not isinstance(process, Process):
+        raise Incompatible(f"a grid of noise levels is for continuous states, not for {process}: take Uniform()")
     level = process.at(t)
     return float(level.noise / level.data) if level.data else math.inf
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -105,6 +105,8 @@ class Nudge(Hook):
     Raises:
         BadValue: a gradient of another shape than the state's.
     """
+
+    continuous: ClassVar[bool] = True
 
     grad: Callable[[Tensor, Level, Any], Tensor]
     share: float | Callable[[Run], float] = field(default_factory=SineShare)
