@@ -42,6 +42,9 @@ def test_a_folder_to_a_folder_has_a_picture_for_every_frame(capsys, place):
     assert still["frames"] == 8 and still["calls"] == 5
     again = json.loads(run(capsys, *argv, "--out", place / "short", "--frames", "3").out)
     assert again["frames"] == 3
+    for i, words in enumerate((["--clean"], ["--scale", "3"], ["--delta", "0"], ["--seed", "1"])):
+        run(capsys, *argv, "--out", place / f"other-{i}", *words)
+        assert not torch.equal(read_frames(place / f"other-{i}"), frames), words
 
 
 def test_a_video_to_a_video(capsys, place, tmp_path):

@@ -12,7 +12,7 @@ from condiff.errors import BadType, BadValue
 from condiff.guidance import Anchored, Free
 from condiff.methods import streamdiffusion
 from condiff.process import Discrete, Gaussian
-from condiff.sampling import Boundary
+from condiff.sampling import Boundary, Consistency
 
 LCM = {**STABLE, "original_inference_steps": 50}
 
@@ -98,6 +98,8 @@ def test_guidance_of_every_type_and_a_new_prompt(guidance, negative):
 def test_a_tiny_autoencoder_and_one_step():
     translator = streamdiffusion.of_pipeline(lcm(tiny_vae=True), steps=(0,), guidance="none").start("a fox")
     assert translator.delay == 0 and translator.stream.hooks == (Boundary(),)
+    still = streamdiffusion.of_pipeline(lcm(), guidance="none", renoise=False)
+    assert (translator.stream.solver, still.stream.solver) == (Consistency(), Consistency(renoise=False))
     assert translator(pictures(1)[0]).shape == (3, 16, 16)
 
 

@@ -38,7 +38,8 @@ def test_what_guidance_and_prompts_are_refused():
     with pytest.warns(UserWarning, match="below 1 draws"):
         streamdiffusion.of_model(net, (10,), guidance="self", scale=0.5)
     assert isinstance(streamdiffusion.guided(net, "full", negative={}), Free)
-    translator = streamdiffusion.of_model(net, (10,), guidance="none")
+    translator = streamdiffusion.of_model(net, (10,), guidance="none", renoise=False)
+    assert translator.stream.solver == Consistency(renoise=False)
     with pytest.raises(BadType, match="is told no prompt"):
         translator.start("a fox")
     with pytest.raises(BadType, match="frames are pictures"):
