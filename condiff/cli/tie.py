@@ -83,6 +83,9 @@ class Tie:
     json: Flag = False
     """Print where the run is, and what it holds, as JSON; progress goes to standard error."""
 
+    no_trial: Flag = False
+    """Don't try a batch and a companion before training."""
+
     quiet: Flag = False
     """No progress."""
 
@@ -101,7 +104,8 @@ class Tie:
             training={name: value for name, value in training.items() if value is not None},
         )
         where = Where(device=self.device, size=self.size, dtype=self.dtype)
-        status, made = tie(self.target, flat(self.data), request, self.out, where, quiet=self.quiet)
+        how = {"quiet": self.quiet, "trial": not self.no_trial}
+        status, made = tie(self.target, flat(self.data), request, self.out, where, **how)
         if self.json:
             show_json(made)
         elif not status.stopped:

@@ -8,7 +8,6 @@ bit. Where it fails, what differs from the method's own recipe is put back piece
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import tempfile
@@ -97,7 +96,7 @@ class Trial:
             if is_first():
                 self._samples(student, recipe.of_stage(stage.name), last=stage == recipe.chain()[-1])
             self.phase = "a training step"
-            pupil = copy.deepcopy(student) if recipe.stages else student
+            pupil = stage.trained(model) if recipe.stages else student
             unseen = None if self.run.unseen is None else held
             trainer = Trainer(pupil, data, objective, plain(stage.training), validation=unseen, quiet=True)
             trainer.rehearse()
@@ -134,19 +133,13 @@ class Trial:
 
     def _explained(self, error: Exception) -> CondiffError:
         phase = self.phase
-        kind = type(error) if isinstance(error, SAID) else Incompatible
-        said = str(error).strip() or type(error).__name__
-        if out_of_memory(error):
-            batch = self.run.whole.training.batch
-            return Incompatible(
-                f"before training, {phase}: not enough memory ({said.splitlines()[0]}). Use less: a smaller --batch "
-                f"(it is {batch}), or the same one in parts with --set training.accumulate=4"
-            )
-        found = self._at_fault(phase)
-        hint = f"without {' or '.join(found)} it works; " if found else ""
-        if not found and phase in HINTS:
-            hint = f"look at {', '.join(f'--set {part}...' for part in HINTS[phase])}; "
-        return kind(f"before training, {phase}: {said} ({hint}--no-trial trains without trying)")
+        hint = ""
+        if not out_of_memory(error):
+            found = self._at_fault(phase)
+            hint = f"without {' or '.join(found)} it works; " if found else ""
+            if not found and phase in HINTS:
+                hint = f"look at {', '.join(f'--set {part}...' for part in HINTS[phase])}; "
+        return explained(error, phase, hint, self.run.whole.training)
 
     def _at_fault(self, phase: str) -> list[str]:
         """Options whose default in their place lets that phase pass."""
@@ -166,6 +159,18 @@ class Trial:
             return find(self.run.whole.method).recipe(Facts.of(self.run.data))
         except CondiffError:
             return None
+
+
+def explained(error: Exception, phase: str, hint: str, training: TrainConfig) -> CondiffError:
+    """An error of a trial, with where it happened and what to do."""
+    kind = type(error) if isinstance(error, SAID) else Incompatible
+    said = str(error).strip() or type(error).__name__
+    if out_of_memory(error):
+        return Incompatible(
+            f"before training, {phase}: not enough memory ({said.splitlines()[0]}). Use less: a smaller --batch "
+            f"(it is {training.batch}), or the same one in parts with accumulate (--set training.accumulate=4)"
+        )
+    return kind(f"before training, {phase}: {said} ({hint}--no-trial trains without trying)")
 
 
 def plain(training: TrainConfig) -> TrainConfig:

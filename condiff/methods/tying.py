@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from condiff.files import check_replaced, replacing
 from condiff.methods import names
 from condiff.methods.runs import check_folder
 from condiff.methods.tied_bases import PICTURE, Base, Where, base_again, base_of, captions
+from condiff.methods.trial import check_writable, explained, generators_kept, plain
 from condiff.methods.unicon import UniCon, join, objective
 from condiff.training import Status, Trainer
 
@@ -59,7 +61,14 @@ class Request:
 
 
 def tie(
-    target: str, paths: Sequence[str | Path], request: Request, folder: Path, where: Where, *, quiet: bool = False
+    target: str,
+    paths: Sequence[str | Path],
+    request: Request,
+    folder: Path,
+    where: Where,
+    *,
+    quiet: bool = False,
+    trial: bool = True,
 ) -> tuple[Status, dict[str, Any]]:
     """Train the joint attention between pictures and their companions, which are matched by name; returns how it ended,
     and what came of it.
@@ -68,6 +77,7 @@ def tie(
         target: a trained run, or a pipeline's folder or name; it is left as it is.
         paths: folders of pictures and of companions.
         folder: of the new run.
+        trial: whether a batch, and a companion, are tried first.
 
     Raises:
         BadFile: the folder exists; pictures without a caption.
@@ -88,12 +98,34 @@ def tie(
     loss = objective(model, dropped=() if words is None else base.dropped)
     about = {"tie": {**base.about(), "name": name, "trigger": request.trigger}}
     training = replace(base.training, **request.training)
+    if trial:
+        _try(
+            pair, base, data, Trainer(model, rows, loss, plain(training), quiet=True, device=where.place), words, folder
+        )
     trainer = Trainer(model, rows, loss, training, folder, extra=about, quiet=quiet, device=where.place)
     status = trainer.fit()
     if not status.stopped:
         UniCon(cast(Aligned, trainer.averaged())).save(folder / PAIR)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return status, {"out": str(folder), "step": status.step, "pairs": len(data), "parameters": trained}
+
+
+def _try(pair: UniCon, base: Base, data: Pictures, trainer: Trainer, words: Sequence[str] | None, folder: Path) -> None:
+    """A batch forwards and backwards, and the companion of a picture in two steps, written as they are later."""
+    check_writable(folder)
+    phase, told = "a training step", None if words is None else words[:1]
+    with generators_kept(), tempfile.TemporaryDirectory() as place:
+        try:
+            trainer.rehearse()
+            phase = "sampling"
+            given = {PICTURE: data.batch([0])["x"].to(trainer.engine.device)}
+            scale = base.scale(None, told)
+            with torch.no_grad():
+                made = pair.sample(told, given=given, num=1, seed=0, steps=2, scale=scale)
+            phase = "writing samples"
+            _write({name: x.cpu() for name, x in made.items()}, Path(place) / "made", ["0"])
+        except Exception as error:
+            raise explained(error, phase, "", trainer.config) from error
 
 
 def _prompts(request: Request, data: Pictures) -> Sequence[str]:

@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from terminal import TINY, run
 
 from condiff.cli.main import main
 from condiff.errors import BadValue
+from condiff.files import read_tensors
 from condiff.model_files import load_model
 
 
@@ -147,3 +149,22 @@ def test_a_base_that_is_gone(capsys, tied, tmp_path):
     about["tie"]["run"] = str(tmp_path / "gone")
     (tmp_path / "tied" / "config.json").write_text(json.dumps(about))
     assert "isn't there any more" in run(capsys, "companions", tmp_path / "tied", code=2).err
+
+
+def test_a_trial_leaves_no_trace_and_says_what_is_wrong(capsys, tied, tmp_path, monkeypatch):
+    root = tied.parent
+    words = ["tie", root / "base", "--data", root / "cells", "--data", root / "outlines", "--name", "outline"]
+    words += ["--rank", "2", "--steps", "2", "--batch", "4", "--quiet"]
+    run(capsys, *words, "--no-trial", "--out", tmp_path / "untried")
+    mine, other = (
+        read_tensors(next((place / "pair").rglob("*.safetensors")))[0] for place in (tied, tmp_path / "untried")
+    )
+    torch.testing.assert_close(mine, other, rtol=0.0, atol=0.0)
+
+    def broken(*_, **__):
+        raise BadValue("no such solver")
+
+    monkeypatch.setattr("condiff.methods.companions.UniCon.sample", broken)
+    said = run(capsys, *words, "--out", tmp_path / "broken", code=2)
+    assert "before training, sampling: no such solver (--no-trial trains without trying)" in said.err
+    assert not (tmp_path / "broken").exists()
