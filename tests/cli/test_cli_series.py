@@ -56,6 +56,26 @@ def test_forecast_writes_quantiles_samples_and_a_picture(where, capsys):
     assert run("forecast", where / "run", "--data", where / "load.csv", "--out", out) == 2  # it is there
 
 
+def test_what_is_said_reaches_the_sampler(where):
+    """Each option makes other sample paths."""
+    loads, told = ["--data", where / "load.csv", "--overwrite"], ["--samples", 2, "--steps", 3, "--scale", 0.1]
+    asked = {
+        "forecast": (
+            told,
+            ["--guidance squares", "--scale 0.3", "--shift state", "--solver ddim", "--steps 4", "--seed 1"],
+        ),
+        "refine": (["--base", "naive", *told[:2]], ["--guidance squares", "--iterations 2", "--seed 1"]),
+    }
+    for command, (usual, options) in asked.items():
+        found = []
+        for i, option in enumerate(["", *options]):
+            out = where / f"{command}-{i}.csv"
+            assert run(command, where / "run", *loads, *usual, *option.split(), "--out", out) == 0
+            found.append(np.load(out.with_suffix(".npz"))["series-1"])
+        for option, samples in zip(options, found[1:], strict=True):
+            assert samples.shape == (2, 6) and not np.allclose(samples, found[0]), option
+
+
 def test_impute_fills_what_is_missing(where):
     out = where / "i.csv"
     assert run("impute", where / "run", "--data", where / "gaps.csv", "--samples", 3, "--steps", 3, "--out", out) == 0
