@@ -230,11 +230,20 @@ def _words(words: Sequence[str], variables: Sequence[str], what: str) -> dict[st
 
 
 def _known(words: Sequence[str], variables: Sequence[str], shape: Sequence[int]) -> tuple[dict[str, Tensor], list[str]]:
-    given, stems = {}, []
+    """What is known, by variable, and the names of its files.
+
+    Raises:
+        BadValue: folders whose pictures have different names.
+    """
+    given: dict[str, Tensor] = {}
+    stems: list[str] = []
     for name, path in _words(words, variables, "--known").items():
         rows = images(path, (shape[1], shape[2]), labels=None, channels=shape[0])
-        given[name] = rows.batch(range(len(rows)))["x"]
-        stems = [Path(item.name).stem for item in rows.views["x"]]
+        given[name], found = rows.batch(range(len(rows)))["x"], [Path(item.name).stem for item in rows.views["x"]]
+        if len(found) == len(stems) > 1 and found != stems:
+            odd = next(a for a, b in zip(found, stems, strict=True) if a != b)
+            raise BadValue(f"{path}: pictures belong together by name, and {odd!r} has no partner of its name")
+        stems = found
     return given, stems
 
 

@@ -118,7 +118,11 @@ def test_sample_names_the_command_for_it(capsys, tied):
 def test_bad_input(capsys, tied, tmp_path):
     new = pictures(tmp_path / "new", 2, count=2)
     both = ["--known", f"outline={new}", "--known", f"image={new}"]
+    others = pictures(tmp_path / "others", 2, count=2)
+    (others / "p1.png").rename(others / "q1.png")
+    apart = ["--known", f"outline={new}", "--known", f"image={others}", "--hold", "image=0.5"]
     for words, said in (
+        (["companions", tied, *apart], "has no partner of its name"),
         (["companions", tied, "--known", f"outlin={new}"], "Did you mean 'outline'"),
         (["companions", tied, "--known", "outline"], "NAME=PATH"),
         (["companions", tied, "--known", f"outline={tmp_path / 'none'}"], "none"),
