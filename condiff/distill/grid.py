@@ -31,8 +31,9 @@ class DistilledGrid(Grid):
 
     def times(self, process: Process, steps: int) -> Tensor:
         if steps != self.trained:
+            count = f"{self.trained} step{'' if self.trained == 1 else 's'}"
             raise BadValue(
-                f"this model was distilled for {self.trained} steps, and knows only their levels: use "
-                f"steps={self.trained}, or the model of another stage"
+                f"this model was distilled for {count} and knows no levels but theirs, got {steps}: leave the number "
+                "out, or take the model of another stage"
             )
         return torch.arange(steps, -1, -1, dtype=torch.float64) / steps

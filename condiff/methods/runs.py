@@ -252,7 +252,8 @@ def check_folder(folder: Path, dry: bool = False) -> None:
         BadFile: the folder of a new run exists.
     """
     if not dry and is_first() and (folder.is_file() or (folder.exists() and any(folder.iterdir()))):
-        raise BadFile(f"{folder} exists already: choose another --out, or continue it with --resume")
+        hint = f", or go on with it: condiff train --resume {folder}" if (folder / "config.json").is_file() else ""
+        raise BadFile(f"{folder} exists already: choose another --out{hint}")
 
 
 def read_run(folder: Path) -> tuple[Path, dict[str, Any]]:
