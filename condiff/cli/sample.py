@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from condiff.cli.options import (
     Flag,
@@ -32,6 +32,7 @@ class Sample:
       condiff sample runs/street --condition first.png --frames 80 --out street.gif
       condiff sample runs/digits-and-labels --known image=pic.png --out seen.npz
       condiff sample runs/waves --condition height=2.5 --num 100 --out waves.npz
+      condiff sample runs/digits --settings samples.png --out again.png
       torchrun --nproc-per-node 4 -m -- condiff.cli.main sample runs/digits --num 10000 --out many.npz
     """
 
@@ -98,8 +99,11 @@ class Sample:
     set: Several = ()
     """KEY=VALUE for any field of the sampler, such as solver.noise=0.5 or grid.start=0.9."""
 
-    seed: int = 0
-    """Sample i depends on seed + i only, whatever the batch."""
+    settings: OptionalPath = None
+    """A .json, .png or .npz that `condiff serve` gave: draw the same samples; other options come before it."""
+
+    seed: OptionalInt = None
+    """Sample i depends on seed + i only, whatever the batch; 0 by default."""
 
     batch: int = 256
     """Samples per network call, and per block that is kept until all are there."""
@@ -122,6 +126,8 @@ class Sample:
     def run(self) -> int:
         from condiff.methods.export import draw
 
+        if self.settings is not None:
+            return self._again().run()
         made = draw(
             self.folder,
             num=self.num,
@@ -144,7 +150,7 @@ class Sample:
             top_p=self.top_p,
             frames=self.frames,
             changes=self.set,
-            seed=self.seed,
+            seed=self.seed or 0,
             batch=self.batch,
             weights=self.weights,
             device=self.device,
@@ -163,6 +169,16 @@ class Sample:
             calls = _calls(made["nfe"])
             note(f"{_several(made['num'], 'sample')}, {calls} each, {made['seconds']:.2f} s: {made['out']}")
         return 0
+
+    def _again(self) -> Sample:
+        """With the options of downloaded samples where none are given."""
+        from condiff.web.kept import options_of, read_kept
+
+        assert self.settings is not None
+        found = options_of(read_kept(self.settings), flat(self.condition))
+        own = {f.name: f.default for f in fields(self)}
+        taken = {k: v for k, v in found.items() if k == "condition" or getattr(self, k) == own[k]}
+        return replace(self, **taken, settings=None)
 
 
 def _calls(nfe: int | list[int]) -> str:
