@@ -108,8 +108,8 @@ class Stream:
         self._first = process.levels(self.times)[0]
         self._prepare(process, device)
         self.calls = 0
-        self.tell(cond)
         self._empty()
+        self.tell(cond)
         if check:
             self._check_rows()
         return self
@@ -135,12 +135,21 @@ class Stream:
         self.ticks = 0
         self._ready = True
 
+    def check_started(self) -> None:
+        """
+        Raises:
+            BadValue: before :meth:`start`.
+        """
+        if not self._ready:
+            raise BadValue("start(cond) comes before the first frame, and before all that is asked of a stream")
+
     def tell(self, cond: Told) -> None:
         """What all frames are told from the next tick on, those on their way too: one row.
 
         Raises:
             BadValue: more than one row.
         """
+        self.check_started()
         cond = as_conditions(cond, getattr(self.denoiser, "kinds", None), self.noise.device)
         if cond.batch not in (None, 1):
             raise BadValue(
@@ -164,8 +173,7 @@ class Stream:
         Raises:
             BadValue: another shape, conditions of another number of rows or other names than before.
         """
-        if not self._ready:
-            raise BadValue("start(cond) comes before the first frame")
+        self.check_started()
         z = self._checked(z)
         told = as_conditions(cond, getattr(self.denoiser, "kinds", None), z.device)
         first, anchor = (z, torch.zeros_like(z)) if noisy else (self._noised(z), z)
@@ -202,6 +210,7 @@ class Stream:
 
     def drain(self) -> Iterator[Tensor]:
         """The frames that are still on their way. The stream is then empty, and may go on."""
+        self.check_started()
         if self._last is not None:
             z, told = self._last
             for _ in range(self.delay):
@@ -250,6 +259,7 @@ class Stream:
 
         A stream that was started with the same parts and told the same goes on from it bit for bit.
         """
+        self.check_started()
         state = {"noise": self.noise, "latents": self.latents, "anchors": self.anchors}
         state["ticks"] = torch.tensor([self.ticks, self.calls])
         for name, told in (("told", self._told), ("last_told", self._last and self._last[1])):
@@ -260,8 +270,11 @@ class Stream:
         """Go on from :meth:`state_dict`; after :meth:`start`.
 
         Raises:
-            BadValue: of another number of steps or frames, or of another shape.
+            BadValue: of another number of steps or frames, or of another shape; something else than such a state.
         """
+        self.check_started()
+        if "ticks" not in state:
+            raise BadValue(f"the state of a stream has ticks, and here are {', '.join(sorted(state)) or 'nothing'}")
         for name in ("noise", "latents", "anchors"):
             mine, given = getattr(self, name), state.get(name)
             if given is None or given.shape != mine.shape:

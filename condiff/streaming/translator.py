@@ -136,11 +136,13 @@ class Translator:
         """A frame as the model sees it: (C, H, W) in [-1, 1].
 
         Raises:
-            BadType: neither an image, an array of bytes nor a tensor. BadValue: a tensor of another shape or range.
+            BadType: neither an image, an array of bytes nor a tensor. BadValue: a tensor of another shape or range;
+                before :meth:`start`.
         """
+        self.stream.check_started()
         device = self.stream.noise.device
         if isinstance(frame, Tensor):
-            if tuple(frame.shape) != self.shape or float(frame.abs().amax()) > 1.0:
+            if tuple(frame.shape) != self.shape or not float(frame.abs().amax()) <= 1.0:
                 raise BadValue(f"tensors of frames are {self.shape} in [-1, 1], got {tuple(frame.shape)}")
             return frame.to(device=device, dtype=self.stream.dtype)
         if isinstance(frame, np.ndarray):

@@ -142,6 +142,11 @@ def test_a_translator_refuses_other_streams_and_shapes():
     two = cd.streaming.Stream(stream.denoiser, [0.5, 0.0], frames=2, solver=Consistency())
     with pytest.raises(BadValue, match="one by one"):
         Translator(two, shape=(1, 8, 8))
+    fresh = Translator(cd.streaming.Stream(stream.denoiser, [0.5, 0.0]), shape=(1, 8, 8))
+    with pytest.raises(BadValue, match="comes before the first frame"):
+        fresh(pictures(1)[0])
+    with pytest.raises(BadValue, match=r"in \[-1, 1\]"):
+        own()(pictures(1)[0] * float("nan"))
 
 
 def test_the_reproduction_runs(monkeypatch):

@@ -349,8 +349,17 @@ def test_what_a_stream_refuses():
         Stream(Stub(), times, hooks=[Inpaint(known=torch.zeros(SHAPE), mask=torch.ones(SHAPE) > 0)])
     with pytest.raises(BadValue, match="integer >= 1"):
         Stream(Stub(), times, frames=0)
-    with pytest.raises(BadValue, match=r"start\(cond\) comes before"):
-        Stream(Stub(), times).push(frames(1)[0])
+    for call in (
+        lambda s: s.push(frames(1)[0]),
+        lambda s: s.tell({"label": torch.tensor([1])}),
+        lambda s: list(s.drain()),
+        lambda s: s.state_dict(),
+        lambda s: s.load_state_dict({}),
+    ):
+        with pytest.raises(BadValue, match=r"start\(cond\) comes before"):
+            call(Stream(Stub(), times))
+    with pytest.raises(BadValue, match="the state of a stream has ticks, and here are x"):
+        stream_of("none", 2).load_state_dict({"x": torch.zeros(1)})
     stream = stream_of("none", 2)
     with pytest.raises(BadValue, match="another size starts anew"):
         stream.push(torch.zeros(1, 2, 8, 8, dtype=torch.float64))
