@@ -1,7 +1,7 @@
 """``{compositions}``: the table of what goes with what, as it comes with this version.
 
 A refused pair shows the number of its reason, in the list below the table. Headings stand upright and the first column
-stays in sight (``condiff.css``), so that eighteen solvers fit beside each other.
+stays in sight (``condiff.css``), so that two dozen solvers fit beside each other.
 """
 
 from __future__ import annotations

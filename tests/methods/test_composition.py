@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from condiff import conditions, guidance, process, sampling
 from condiff.conditions import Conditions
-from condiff.methods import composition, compositions
-from condiff.methods.compositions import Told
+from condiff.methods import composition, composition_hooks, composition_models, compositions
+from condiff.methods.composition_models import Told
 from condiff.process import Gaussian, Interpolant, Rectified, oracles
 from condiff.sampling import DDIM, GaussianLaw
 
@@ -33,12 +34,60 @@ def test_the_table_is_complete():
     assert all(refused), "a refusal says why"
 
 
+# What is exported and no part that others are combined with, or a part that the table has by another name.
+ELSEWHERE = {
+    "bases, and what annotations name": """Endpoint Keep NoiseLaw Schedule Time TokenLevel TokenPrior TokenTime KINDS
+        Grid Hook Entry Run State Step Observed BELONGING SIDES Spec Transform Prior Process Level Prediction Guided
+        TokenPrediction Solver""",
+    "in every row: normal noise, and what a joint process or an unnamed choice has by default": """Normal JointPrior
+        LinearKeep RatioKeep Ramps TokenFilter""",
+    "starts of a sampler; the table's are the process's own and, below t = 1, the data's moments": """Marginal
+        PrincipalLaw ProgressiveNoise Teleport Given""",
+    "functions of a process, or of predictions": """KineticReport Separation from_mse_curve kinetic_energy
+        kinetic_optimal kinetic_report mix mix_tokens model_separation points_separation population_separation
+        stack_levels straight_sigmas""",
+    "uses of a sampler, with tests of their own": """Descent Inversion Langevin Likelihood Likeness Propagation
+        TrajectoryAnalysis affine_law analyse continuous_law denoising_energy guidance_of infill invert ito_likelihood
+        likeness log_likelihood measure_statistics multimodal_in propagate refine repaint_grid resolution_shift sample
+        sample_modalities sde_log_likelihood start_index teleport trajectory typical_time beside""",
+    "hooks and edits of a network's own kind: codecs, modalities, attention": """Aggregated AttentionEdit ClipDecoded
+        LocalBlend""",
+    "energies and functions of steps, given to a part that the table has": """ClassScore Quantile SineBoost SineShare
+        gradient quantile_levels residual_noise tempered""",
+    "how conditions are embedded, corrupted and dropped while a model is trained": """Chain ConditionBank Corrupt
+        CorruptionLaw Dropout EitherEnd Embedded FixedNoise Frames GuidanceScale Label Map Observation Perturb
+        RandomScale Scalar TiedDropout TimeNoise Tokens Vector cat scale_features as_conditions""",
+}
+
+
+@pytest.mark.parametrize("room", [process, sampling, guidance, conditions], ids=lambda room: room.__name__)
+def test_every_part_is_in_the_table_or_has_a_reason(room):
+    """What a room exports is used by the axes, or named above: a new part can't be forgotten."""
+    tables = (compositions, composition_hooks, composition_models)
+    used = {name for name in room.__all__ if any(vars(m).get(name) is getattr(room, name) for m in tables)}
+    listed = {name for names in ELSEWHERE.values() for name in names.split()}
+    assert not set(room.__all__) - used - listed, "put these into the table (or say in ELSEWHERE why not)"
+
+
+def test_reasons_are_of_parts_that_exist():
+    known = {name for room in (process, sampling, guidance, conditions) for name in room.__all__}
+    names = [name for names in ELSEWHERE.values() for name in names.split()]
+    assert set(names) <= known and len(names) == len(set(names))
+
+
+def test_every_kind_of_condition_is_in_the_table():
+    kinds = {entry.kind for make in compositions.CONDITIONS.values() for entry in make().values()}
+    assert kinds == set(conditions.KINDS)
+
+
 def test_wrong_samples_are_found(monkeypatch):
     """The check can fail: a rule that takes a little too much of x0, one that adds a little too much noise."""
     for wrong in (_Biased(), _Noisy()):
+        composition._tried.cache_clear()
         monkeypatch.setitem(compositions.SOLVERS, "DDIM", lambda model, wrong=wrong: wrong)
         with pytest.raises(AssertionError, match=r"from their law|no convergence"):
             composition.outcome(process="rectified flow", solver="DDIM")
+    composition._tried.cache_clear()
 
 
 class _Biased(DDIM):
