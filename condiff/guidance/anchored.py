@@ -30,7 +30,7 @@ from condiff.guidance.guided import (
     strength,
 )
 from condiff.process import Level, Prediction
-from condiff.process.algebra import combine, divide
+from condiff.process.algebra import combine, divide, holds
 
 ANCHOR = "anchor"  # the condition that tells where the reference leads
 
@@ -104,6 +104,9 @@ class Anchored(Guided):
             said, reference = self.denoiser(x_t, level, told), residual_noise(x_t, level, anchor)
         else:
             said, reference, anchor = self._look(x_t, level, told, anchor, missing)
+        if self.delta == 1.0 and not holds(level.data > 0.0):  # pure noise says nothing of x0, but both x0 are known
+            x0 = combine((scale, said.x0.to(anchor.dtype)), (1.0 - scale, anchor))
+            return said.set("x0", x0.to(x_t.dtype), **{ANCHOR: anchor})
         noise = combine((scale, said.noise.to(reference.dtype)), ((1.0 - scale) * self.delta, reference))
         return said.set("noise", noise.to(x_t.dtype), **{ANCHOR: anchor})
 

@@ -180,6 +180,20 @@ def test_the_first_step_of_initialize_is_that_of_full_guidance():
 
 
 @pytest.mark.parametrize("kind", ["self", "initialize"])
+def test_a_flow_may_begin_at_pure_noise(kind):
+    """Where the noise says nothing of x0, x0 itself is led away from the anchor: the limit of what is done below."""
+    model = cd.oracles.gaussian(Gaussian(cd.process.Rectified()), torch.ones(SHAPE, dtype=torch.float64), std=0.5)
+    negative = {} if kind == "initialize" else None
+
+    def made(first):
+        stream = Stream(Anchored(model, scale=1.4, negative=negative), [first, 0.5, 0.0], dtype=torch.float64)
+        stream.start(rng=0)
+        return torch.cat([*(x for z in frames(4) if (x := stream.push(z)) is not None), *stream.drain()])
+
+    torch.testing.assert_close(made(1.0), made(1.0 - 1e-7), rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["self", "initialize"])
 def test_residual_guidance_in_the_loop_with_any_solver(kind):
     net, z = Stub(), frames(3).flatten(0, 1)
     guide = guided(net, kind)
