@@ -1,5 +1,6 @@
 """Blocks of samples that are kept: what they hold, and what they depend on."""
 
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -77,5 +78,9 @@ def test_work_with_another_sampler_or_model_is_refused(plan, tmp_path):
         other = replace(plan, sampler=replace(plan.sampler, **changes))
         with pytest.raises(Incompatible, match=name):
             shards.Blocks(tmp_path / "out.npz", shards.settings_of(other, weights=weights)).check()
+    fewer = replace(plan, sampler=replace(plan.sampler, steps=3), times=torch.linspace(1.0, 0.0, 4))
+    with pytest.raises(Incompatible, match="3 here; times differ: repeat") as seen:
+        shards.Blocks(tmp_path / "out.npz", shards.settings_of(fewer, weights="abc")).check()
+    assert not re.search("[0-9a-f]{16}", str(seen.value).replace(str(tmp_path), ""))  # hashes are nothing to read
     with pytest.raises(Incompatible, match="weights is 'abc' in the file"):
         shards.Blocks(tmp_path / "out.npz", shards.settings_of(plan, weights="abd")).check()
