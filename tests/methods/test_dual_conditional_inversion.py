@@ -11,7 +11,7 @@ from condiff.guidance import Free, Proximal
 from condiff.methods.dual_conditional_inversion import GRID, edit, invert_dual, reconstruct
 from condiff.process import Discrete, Gaussian, Prediction
 from condiff.process.oracles import mixture
-from condiff.sampling import DDIM, ImplicitDDIM, KeepPath, TowardsReference, invert, sample
+from condiff.sampling import DDIM, ImplicitDDIM, Inversion, KeepPath, Step, TowardsReference, invert, sample
 from condiff.sampling.anchors import dilated
 
 PROCESS = Gaussian(Discrete.stable_diffusion())
@@ -184,6 +184,19 @@ def test_the_mask_grows_by_its_radius_in_each_channel():
     want[0, 0, 1:4, 2:5] = True
     assert torch.equal(grown, want)
     assert torch.equal(dilated(mask, 0), mask)
+
+
+@pytest.mark.parametrize(("radius", "free"), [(0, 1), (1, 9), (2, 25)])
+def test_free_is_what_exceeds_the_threshold_after_it_was_shrunk(radius, free):
+    """|d| > q of what the threshold left, that is 2 q of the difference itself in soft mode, and what lies around."""
+    level, start, end = PROCESS.at(0.2), torch.zeros(1, 2, 7, 7), torch.ones(1, 2, 7, 7)
+    left = torch.zeros(1, 2, 7, 7)
+    left[0, 0, 3, 3], left[0, 0, 0, 6], left[0, 1, 3, 3] = -2.5, 1.5, 2.0  # one above the threshold of 2
+    said = Prediction(end, level, {"noise": end}, aux={"difference": left, "threshold": torch.tensor([2.0])})
+    hook = KeepPath(Inversion(torch.tensor([0.1, 0.2]), [start, start], 1), radius=radius)
+    out = hook.after(Step(0, level, PROCESS.at(0.1), end, end, said, None, 1, None), None)
+    around = slice(3 - radius, 4 + radius)
+    assert float(out.sum()) == free and float(out[0, 0, around, around].sum()) == free
 
 
 def test_outside_of_the_mask_the_path_is_met_bit_for_bit(inverted):
