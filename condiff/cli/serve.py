@@ -15,7 +15,7 @@ class Serve:
     Try:
       condiff serve runs/digits
       condiff serve runs/foggy-to-clear --port 0 --open
-      condiff serve stabilityai/stable-diffusion-2-1 --device cuda
+      condiff serve stabilityai/stable-diffusion-2-1 --dtype float16
       condiff serve runs/digits --host 0.0.0.0
     """
 
@@ -48,6 +48,9 @@ class Serve:
 
     frames: OptionalInt = None
     """Of a pipeline that makes clips."""
+
+    dtype: OptionalText = None
+    """Of a pipeline's weights: float32, float16, bfloat16."""
 
     most_samples: int = 64
     """Samples that may be asked for at once."""
@@ -85,6 +88,7 @@ class Serve:
             device=self.device,
             size=self.size,
             frames=self.frames,
+            dtype=self.dtype,
             browse=self.open,
             say=note,
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from condiff.errors import BadValue, require_extra
 from condiff.interop.loading import is_pipeline, load_pipeline
+from condiff.methods.runs import check_device, default_device
 from condiff.web.app import build_app
 from condiff.web.guard import Guard, is_loopback
 from condiff.web.limits import Limits
@@ -33,23 +34,26 @@ def open_source(
     device: str | None = None,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
+    dtype: str | None = None,
 ) -> Source:
     """A run folder, a pipeline folder, or a pipeline of the Hub.
 
     Args:
         weights: of a run.
+        device: the machine's fastest by default.
+        dtype: of a pipeline's weights.
         size, frames: of a pipeline's samples; by default those that it was trained on.
 
     Raises:
         BadFile: none of these.
-        BadValue: a size for a run, which has one.
+        BadValue: a size or a dtype for a run, which has one.
     """
     if not is_pipeline(target, "is served"):
-        if size is not None or frames is not None:
-            raise BadValue(f"a run makes samples of one size: leave --size and --frames out for {target}")
+        if (size, frames, dtype) != (None, None, None):
+            raise BadValue(f"a run has a size and a dtype: leave --size, --frames and --dtype out for {target}")
         return RunSource(Path(target), uploads, limits, weights=weights, device=device)
-    pipe = load_pipeline(target)
-    pipe = pipe if device is None else pipe.to(device)
+    place = check_device(device or default_device())
+    pipe = load_pipeline(target, dtype).to(place)
     return PipelineSource(pipe, target, uploads, limits, size=size, frames=frames)
 
 
@@ -97,6 +101,7 @@ def serve(
     device: str | None = None,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
+    dtype: str | None = None,
     browse: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -106,7 +111,7 @@ def serve(
         target: a run folder, a pipeline folder, or a pipeline's name on the Hub.
         host: other than this machine's own addresses, a token is needed: one is made where none is given.
         names: other host names that the server goes by.
-        weights, device, size, frames: see :func:`open_source`.
+        weights, device, size, frames, dtype: see :func:`open_source`.
         browse: open the page in a browser.
         say: where lines for a person go.
 
@@ -122,7 +127,7 @@ def serve(
     with listen(host, port) as bound:
         port = bound.getsockname()[1]
         guard, uploads = Guard.of(host, port, token, names), Uploads(limits)
-        how = {"weights": weights, "device": device, "size": size, "frames": frames}
+        how = {"weights": weights, "device": device, "size": size, "frames": frames, "dtype": dtype}
         source = open_source(target, uploads, limits, **how)
         server = _server(uvicorn, build_app(source, guard, limits, uploads), limits)
         url = address_of(host, port, token)

@@ -162,3 +162,30 @@ def test_what_is_painted_in_is_chosen():
     assert not torch.equal(black.x, made.x)
     with pytest.raises(BadValue, match="'image' and 'mask'"):
         make(source, prompt="a fox", steps=2, conditions={"image": image})
+
+
+def test_half_precision_from_a_folder(tmp_path):
+    stable_diffusion().save_pretrained(tmp_path / "sd", safe_serialization=True)
+    source = open_source(str(tmp_path / "sd"), Uploads(Limits()), Limits(), device="cpu", dtype="bfloat16")
+    assert source.wrapped.pipeline.unet.dtype == torch.bfloat16
+    made, _ = make(source, prompt="a fox", steps=2)
+    assert made.x.dtype == torch.float32 and torch.isfinite(made.x).all()
+    with pytest.raises(BadValue, match="unknown dtype 'half'"):
+        open_source(str(tmp_path / "sd"), Uploads(Limits()), Limits(), dtype="half")
+
+
+@pytest.mark.parametrize("error", ["ConnectError", "LocalEntryNotFoundError", None])
+def test_a_hub_that_is_not_reached(monkeypatch, error):
+    """Diffusers' own words, several lines about caches, hide that."""
+
+    def fail(*_, **__):
+        told = OSError("word " * 200)
+        raise told from (None if error is None else type(error, (OSError,), {})())
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", fail)
+    with pytest.raises(BadFile) as raised:
+        load_pipeline("someone/model")
+    if error is None:
+        assert str(raised.value).endswith("word ...")
+    else:
+        assert str(raised.value) == "the Hub could not be reached for someone/model, and not all of it is stored here"
