@@ -95,6 +95,16 @@ def test_adamw_goes_where_picard_goes():
     assert not near.requires_grad
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_weight_decay_moves_the_latent_where_nothing_is_to_be_done(decay):
+    """A step from a level to itself is the identity: what is left of AdamW is ``x (1 - lr decay)``."""
+    model = hills()
+    x = model.sample(2, rng=0, dtype=torch.float64)
+    rule = ImplicitDDIM(1, rule="adamw", lr=0.01, weight_decay=decay)
+    found = invert(model, x, solver=rule, grid=[0.3, 0.3]).latent
+    torch.testing.assert_close(found, (1.0 - 0.01 * decay) * x, rtol=1e-12, atol=1e-12)
+
+
 def test_adamw_as_released_stops_half_way():
     """At a mean square of 5e-6, however many iterations are allowed: half of DDIM inversion's error is left."""
     means = torch.randn(3, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
