@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pretend import Pretend
 
 import condiff as cd
 from condiff.conditions.alignment import refined
@@ -89,6 +90,25 @@ def test_attentions_are_restored_after_an_error(denoiser):
     assert not any("attend" in vars(part) for part in denoiser.network.modules())
     with edit.on(denoiser), pytest.raises(Incompatible, match="already"), edit_of(SOURCE, TARGET).on(denoiser):
         pass
+
+
+def test_on_an_accelerator_nothing_mixes_devices_and_no_layer_waits():
+    words = torch.tensor([[False, True, *[False] * 4]])
+    edit = edit_of(SOURCE, TARGET, blend=LocalBlend(words, words[None]), weights=torch.full((1, 1, LENGTH), 2.0))
+    kernel = lambda q, k, v, mask: torch.softmax(q.flatten(2) @ k.flatten(2).mT, -1) @ v.flatten(2)
+    with edit.control.over(1):
+        edit.begin(2)
+        edit.at(0, 5)
+        with Pretend() as device:
+            q, k, v, x = (
+                torch.linspace(-1, 1, 96).reshape(shape).to("meta")
+                for shape in ((4, 4, 2, 3), *[(4, 6, 2, 2)] * 2, (6, 1, 4, 4))
+            )
+            k = torch.cat([k, k[..., :1]], -1)
+            for cross, keys in ((True, k), (False, q)):
+                out = edit.control.attend(q, keys, v if cross else q, None, kernel, cross)
+            out = edit.blended(x[:2], 4, 5)
+    assert out.raw.isfinite().all() and not device.reads and edit.control.nbytes
 
 
 def test_networks_without_words_are_refused():
