@@ -38,8 +38,7 @@ class Edit:
     """A run on pictures with classes, or a saved diffusers pipeline."""
 
     pictures: Pictures
-    """A picture, a folder of them, or a .json of edits as PIE-Bench has: image_path, original_prompt, editing_prompt,
-    blended_word."""
+    """A picture, a folder of them, or a .json of edits (image_path, original_prompt, editing_prompt, blended_word)."""
 
     source: OptionalText = None
     """Class or prompt of what is there; a .json says it."""
@@ -66,8 +65,7 @@ class Edit:
     """From this time on, what doesn't change is taken from the picture; 0 for never."""
 
     cross_attention: OptionalFloat = None
-    """Share of the steps in which words that both prompts have are looked at as in the source; 0.8 for prompts of a
-    UNet."""
+    """Share of the steps in which common words are looked at as in the source; 0.8 for prompts of a UNet."""
 
     self_attention: OptionalFloat = None
     """Share of the steps in which places look at each other as in the source; 0.6 for prompts of a UNet."""
@@ -97,11 +95,10 @@ class Edit:
     """cpu, cuda, cuda:1, mps."""
 
     out: OptionalPath = None
-    """A .png: what was given beside what was made; edited.png by default. How is in a .json beside it. Of a list, a
-    folder with a .png for each edit; edited by default. What is there already, made in the same way, stays."""
+    """A .png, what was given beside what was made, with a .json of how; of a list, a folder. By default "edited"."""
 
     overwrite: Flag = False
-    """Replace the output if it is there."""
+    """Replace the output if it is there; otherwise a list goes on where it stopped."""
 
     json: Flag = False
     """Print how it was made as JSON."""
