@@ -95,14 +95,16 @@ def test_adamw_goes_where_picard_goes():
     assert not near.requires_grad
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_weight_decay_moves_the_latent_where_nothing_is_to_be_done(decay):
-    """A step from a level to itself is the identity: what is left of AdamW is ``x (1 - lr decay)``."""
+def test_weight_decay_moves_the_latent_by_itself():
+    """One iteration of AdamW: the decay is beside the step, ``x <- x - lr decay x - lr step``."""
     model = hills()
     x = model.sample(2, rng=0, dtype=torch.float64)
-    rule = ImplicitDDIM(1, rule="adamw", lr=0.01, weight_decay=decay)
-    found = invert(model, x, solver=rule, grid=[0.3, 0.3]).latent
-    torch.testing.assert_close(found, (1.0 - 0.01 * decay) * x, rtol=1e-12, atol=1e-12)
+    first, plain, decayed = (
+        invert(model, x, solver=ImplicitDDIM(k, rule="adamw", lr=0.01, weight_decay=decay), grid=[0.3, 0.2]).latent
+        for k, decay in ((0, 0.0), (1, 0.0), (1, 0.5))
+    )
+    torch.testing.assert_close(decayed, plain - 0.01 * 0.5 * first, rtol=1e-12, atol=1e-12)
+    assert float((plain - first).abs().max()) == pytest.approx(0.01, rel=1e-3)  # Adam's first step
 
 
 def test_adamw_as_released_stops_half_way():
