@@ -30,6 +30,7 @@ from condiff.web.worker import Job
 
 OWN = {"solver": "unipc", "steps": 20, "num": 1}
 TOLD = ("prompt", "label", "image")  # what a pipeline may be told first
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 class PipelineSource(Source):
@@ -125,7 +126,22 @@ class PipelineSource(Source):
             x = (z if self.wrapped.codec is None else self.wrapped.codec.decode(z)).float().cpu()
         check_finite(x)
         made = Drawing(x, None, None, names, watching.nfe, time.perf_counter() - began, None)
-        return Made(made, used, self._facts(solver, made))
+        unread = [
+            self._unread(text, what) for text, what in ((used.prompt, "prompt"), (used.negative, "negative prompt"))
+        ]
+        notes = " ".join(filter(None, unread))
+        return Made(made, used, self._facts(solver, made) | ({"note": notes} if notes else {}))
+
+    def _unread(self, text: str | None, what: str) -> str | None:
+        """What to say of text that is longer than all of the pipeline's text encoders read."""
+        shares = []
+        for tokenizer in filter(None, (getattr(self.wrapped.pipeline, name, None) for name in TOKENIZERS)):
+            most = min(tokenizer.model_max_length, self.family.length or tokenizer.model_max_length)
+            shares.append((most / len(tokenizer(text or "", verbose=False).input_ids), most))
+        if not text or not shares or max(shares)[0] >= 1.0:
+            return None
+        share, most = max(shares)
+        return f"Of the {what}'s {round(most / share)} tokens, the model reads the first {most}."
 
     def _facts(self, solver: Any, made: Drawing) -> dict[str, Any]:
         return {

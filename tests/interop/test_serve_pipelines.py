@@ -189,3 +189,14 @@ def test_a_hub_that_is_not_reached(monkeypatch, error):
         assert str(raised.value).endswith("word ...")
     else:
         assert str(raised.value) == "the Hub could not be reached for someone/model, and not all of it is stored here"
+
+
+def test_words_that_are_not_read_are_told():
+    """CLIP reads 16 tokens here, of which two are its own; T5 reads more."""
+    source, words = served(stable_diffusion()), "abcdefghijklmnopqrst"
+    made, _ = make(source, prompt=words, steps=1)
+    assert made.facts["note"] == "Of the prompt's 22 tokens, the model reads the first 16."
+    made, _ = make(source, prompt="a fox", negative=words, steps=1)
+    assert made.facts["note"].startswith("Of the negative prompt's 22 tokens")
+    assert "note" not in make(source, prompt=words[:14], steps=1)[0].facts
+    assert "note" not in make(served(sd3(t5=True)), prompt=words, steps=1)[0].facts

@@ -82,8 +82,8 @@ export class Panel {
     this.names = message.names;
     this.prepare(message.view.kind, this.final.length);
     this.addNames(message);
-    const { nfe, seconds } = message.facts;
-    this.say(`${Number(nfe.toPrecision(4))} network calls each, ${seconds < 10 ? seconds.toFixed(2) : Math.round(seconds)} s`);
+    const { nfe, seconds, note } = message.facts;
+    this.say(`${Number(nfe.toPrecision(4))} network calls each, ${seconds < 10 ? seconds.toFixed(2) : Math.round(seconds)} s${note ? `. ${note}` : ""}`);
     this.range.max = String(this.steps);
     this.scrub.hidden = this.steps < 2;
     this.range.value = String(this.steps);
