@@ -13,8 +13,8 @@ from condiff.data import hourly
 HOURS = 300
 
 
-def table(gaps=()):
-    items = hourly(2, HOURS)
+def table(gaps=(), hours=HOURS):
+    items = hourly(2, hours)
     frame = pd.DataFrame({one.item: one.values for one in items}, index=items[0].times())
     for row in gaps:
         frame.iloc[row, 0] = np.nan
@@ -117,6 +117,21 @@ def test_a_run_forecasts_without_its_data(where):
     assert run("sample", away / "run", "--num", 2, "--steps", 2, "--out", away / "new.csv") == 0
 
 
+@pytest.mark.filterwarnings("always")
+def test_tables_that_grow_are_forecast(where, capsys):
+    """Tomorrow the table that the run was trained on has more rows."""
+    today = where / "today"
+    shutil.copytree(where / "run", today / "run")
+    config = json.loads((today / "run" / "config.json").read_text())
+    config["request"]["paths"] = [str(today / "load.csv")]
+    (today / "run" / "config.json").write_text(json.dumps(config))
+    table(hours=HOURS + 3).to_csv(today / "load.csv")
+    out = today / "f.csv"
+    assert run("forecast", today / "run", "--data", today / "load.csv", "--samples", 2, "--steps", 2, "--out", out) == 0
+    assert "has changed since it was trained on" in capsys.readouterr().err
+    assert pd.read_csv(out, parse_dates=["timestamp"]).timestamp[0] == table().index[-1] + pd.Timedelta("4h")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -146,3 +161,14 @@ def test_refusals_are_one_line_and_code_2(where, capsys, monkeypatch, words, mes
     monkeypatch.chdir(where)
     assert main(["run" if word == "RUN" else word for word in words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_one_window_is_enough_to_judge_by(capsys, tmp_path):
+    """Its forecast has a score, and a regression on one row hasn't."""
+    index = pd.date_range("2024-01-01", periods=23, freq="h", name="t")
+    pd.DataFrame({"a": 5.0 + np.arange(23) % 4}, index=index).to_csv(tmp_path / "a.csv")
+    words = ["--freq", "h", "--horizon", 4, "--context", 8, "--option", "lags=[1]", "--steps", 1, "--batch", 4]
+    assert run("train", "series", "--data", tmp_path / "a.csv", *words, "--out", tmp_path / "run") == 0
+    assert "held out: 1 sample (the end of each series)" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "crps" in metrics and "linear_predictive_score" not in metrics

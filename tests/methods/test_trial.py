@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from condiff.data import write_phantoms
-from condiff.errors import BadFile, Incompatible, MissingExtra, NonFinite
+from condiff.errors import BadFile, BadValue, Incompatible, MissingExtra, NonFinite
 from condiff.files import read_tensors
 from condiff.methods import trial
 from condiff.methods.runs import DataRequest, Request, open_run, prepare
@@ -89,6 +89,7 @@ def test_the_result_is_the_one_without_it(kind, data, tmp_path):
     results = []
     for tried in (True, False):
         run = prepare(request(kind, data, tmp_path / str(tried)))
+        run.whole = replace(run.whole, stages=run.whole.stages[:2])
         torch.manual_seed(7)
         before = torch.random.get_rng_state()
         if tried:
@@ -210,3 +211,11 @@ def test_a_first_loss_that_is_not_a_number(tmp_path):
     words = DataRequest(source="arrays", paths=(str(tmp_path / "huge.npz"),), options={"range": "keep"})
     with pytest.raises(NonFinite, match=r"a training step: step 1: loss is (inf|nan).*: data row"):
         prepare(Request(data=words, folder=tmp_path / "run"), dry=True).rehearse()
+
+
+def test_a_rollout_that_does_not_fit_what_was_learnt(data, tmp_path):
+    """Chunks longer than the clips that there are: trained on none, and rolled out behind none."""
+    asked = request("clips", data, tmp_path / "run")
+    run = prepare(replace(asked, overrides={**asked.overrides, "objective.lengths.frames": 9}))
+    with pytest.raises(BadValue, match=r"before training, .*frames"):
+        run.rehearse()
