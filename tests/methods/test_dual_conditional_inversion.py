@@ -142,6 +142,19 @@ def test_a_change_of_class_goes_to_the_other_class(inverted):
     assert not closer[0].any() and closer[1].all()
 
 
+def test_an_edit_is_guided_from_the_source_to_the_target(inverted):
+    net, _, cond, found = inverted
+    target = {"label": (cond["label"] + 1) % 4}
+    way = {"solver": DDIM(), "initial": found.latent, "grid": found.times.flip(0), "cond": target}
+    edited = edit(net, found, cond, target, scale=3.0, quantile=0.2, mode="hard", below=0.0)
+    guided = Proximal(net, scale=3.0, source=cond, quantile=0.2, mode="hard")
+    torch.testing.assert_close(edited, sample(guided, **way), rtol=1e-12, atol=1e-12)
+    assert rmse(edited, sample(net, **way)) > 0.1  # not the target's conditions alone
+    kept = edit(net, found, cond, target, scale=3.0, quantile=0.2, mode="hard", below=0.5, radius=0)
+    wanted = sample(guided, **way, hooks=[KeepPath(found, below=0.5, radius=0)])
+    torch.testing.assert_close(kept, wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_quantile_zero_in_hard_mode_is_plain_guidance(inverted):
     net, x, cond, _ = inverted
     target = {"label": (cond["label"] + 1) % 4}
@@ -300,7 +313,8 @@ def test_a_blend_or_a_path_that_holds_everything_gives_the_stored_states(picture
     kept = edit(sd.denoiser, found, source, target, quantile=1.0, below=1.1, attention=control)
     assert torch.equal(kept, found.path[0])
     blended = sd.attention_edit("a cat", "a dog", blend=("cat", "dog"), threshold=1.0, start=0.0)
-    assert torch.equal(edit(sd.denoiser, found, source, target, below=1.1, attention=blended), found.path[0])
+    made = edit(sd.denoiser, found, source, target, below=1.1, attention=blended)
+    torch.testing.assert_close(made, found.path[0], rtol=1e-9, atol=1e-9)
     free = edit(sd.denoiser, found, source, target, attention=control)
     assert (free - z).abs().max() > 1e-3
 
