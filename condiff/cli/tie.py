@@ -77,6 +77,9 @@ class Tie:
     dtype: OptionalText = None
     """Of a pipeline's frozen weights: float32, float16, bfloat16."""
 
+    recompute: Flag = False
+    """Train in less memory, more slowly: blocks run again in the backward pass."""
+
     device: OptionalText = None
     """cpu, cuda, cuda:1, mps."""
 
@@ -94,6 +97,7 @@ class Tie:
         from condiff.methods.tying import Request, tie
 
         training = {"steps": self.steps, "batch": self.batch, "lr": self.lr, "seed": self.seed}
+        training["checkpoint_activations"] = self.recompute or None
         request = Request(
             name=self.name,
             prompts=() if self.prompt is None else (self.prompt,),

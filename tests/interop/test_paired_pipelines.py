@@ -283,3 +283,25 @@ def test_fused_projections_are_refused(name):
     model.denoiser.network.net.fuse_qkv_projections()
     with pytest.raises(Incompatible, match="unfuse_qkv_projections"):
         add_pair(model.denoiser.network, "pair")
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "sd35", "flux_dev"])
+def test_gradients_are_those_of_recomputed_blocks(name):
+    """diffusers' gradient checkpointing hands the pairing on."""
+    model, told = read(name)
+    cond, _ = both_told(model, told)
+    one = unicon.join(model.denoiser, ("image", "depth"), rank=2)
+    stir(one)
+
+    def gradients():
+        one.zero_grad()
+        one(states(model), times(), cond)["image"].x0.square().sum().backward()
+        return {n: p.grad.clone() for n, p in one.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    net = model.denoiser.network.net.train()
+    net.enable_gradient_checkpointing()
+    recomputed = gradients()
+    assert set(recomputed) == set(plain)
+    for key, value in plain.items():
+        torch.testing.assert_close(recomputed[key], value, rtol=1e-4, atol=1e-5, msg=key)
