@@ -12,7 +12,7 @@ from typing import Any
 
 from condiff.errors import BadFile, Incompatible, require_extra
 from condiff.interop.repository import Header, HubRepository, LocalFolder
-from condiff.interop.schedulers import process_of
+from condiff.interop.schedulers import is_continuous, process_of
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".th", ".pyt")
 WHY = "a pickle can run code when it is opened: convert it to .safetensors first"
@@ -111,7 +111,9 @@ def _law(config: Mapping[str, Any]) -> dict[str, Any]:
         kind = getattr(diffusers, str(name), None)
         if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
             raise Incompatible(f"diffusers {diffusers.__version__} has no scheduler {name!r}")
-        process, target = process_of(kind.from_config(config))
+        scheduler = kind.from_config(config)
+        process, target = process_of(scheduler)
+        target = "v" if is_continuous(scheduler) else target  # which the sampler reads as x0
     except Exception as error:  # a configuration from anywhere may be wrong in any way
         return {"scheduler": name, "process": f"not known: {str(error).strip()[:200]}"}
     return {"scheduler": name, "process": str(process), "predicts": target}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler
+from diffusers import CogVideoXDDIMScheduler, EulerDiscreteScheduler
 from safetensors.torch import save_file
 
 from condiff.errors import BadFile, BadValue
@@ -111,6 +111,12 @@ def test_a_scheduler_tells_its_process_in_a_line(tmp_path):
     CogVideoXDDIMScheduler(snr_shift_scale=3.0, prediction_type="v_prediction").save_pretrained(tmp_path)
     facts = describe(tmp_path)
     assert facts["kind"] == "a scheduler" and facts["predicts"] == "v" and len(facts["process"]) < 150
+
+
+def test_a_network_of_continuous_levels_predicts_v(tmp_path):
+    levels = {"timestep_type": "continuous", "prediction_type": "v_prediction", "sigma_max": 700.0}
+    EulerDiscreteScheduler(**levels).save_pretrained(tmp_path)
+    assert describe(tmp_path)["predicts"] == "v" and "EDM" in describe(tmp_path)["process"]
 
 
 @pytest.mark.parametrize(
