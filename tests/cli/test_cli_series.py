@@ -168,6 +168,7 @@ def test_one_window_is_enough_to_judge_by(capsys, tmp_path):
     index = pd.date_range("2024-01-01", periods=23, freq="h", name="t")
     pd.DataFrame({"a": 5.0 + np.arange(23) % 4}, index=index).to_csv(tmp_path / "a.csv")
     words = ["--freq", "h", "--horizon", 4, "--context", 8, "--option", "lags=[1]", "--steps", 1, "--batch", 4]
+    words += ["--set", "network.width=8", "--set", "network.states=4", "--set", "sampler.steps=4"]
     assert run("train", "series", "--data", tmp_path / "a.csv", *words, "--out", tmp_path / "run") == 0
     assert "held out: 1 sample (the end of each series)" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
