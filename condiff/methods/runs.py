@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from condiff import figures
 from condiff.config import from_config, read_json, to_config, tree
 from condiff.data import Data
 from condiff.distill import Chain, Stage, stage_folder
-from condiff.errors import BadFile, BadValue
+from condiff.errors import BadFile, BadValue, CondiffError
 from condiff.files import replacing, write_json
 from condiff.methods import report, settings
 from condiff.methods.catalogue import find
@@ -137,7 +138,11 @@ class RunFolder:
 
         Samples are compared with other data, or with what was held out; where nothing was, they are only looked at.
         ``progress`` is called with (steps that are done, all steps) behind each.
+
+        Raises:
+            BadFile: the data that the run was trained on isn't here, or has changed.
         """
+        self.data.batch([0])  # a run without its data has no rows
         unseen = self.request.other(against, self.data) if against else self.unseen
         heldout, model = unseen or self.heldout, self.model(weights, device)
         num = (self.kind.judged(heldout) if unseen else FEW) if num is None else num
@@ -277,25 +282,42 @@ def read_run(folder: Path) -> tuple[Path, dict[str, Any]]:
 def open_run(folder: Path, resume: bool = False) -> RunFolder:
     """A run that exists.
 
+    Where its data isn't here any more, or isn't what it was, the run is used by what it remembers of it: samples and
+    forecasts need no more, and what does says so. A run that is resumed needs its data.
+
     Raises:
-        BadFile: the folder isn't a run.
+        BadFile: the folder isn't a run; the data of one that is resumed has changed.
     """
     weights = folder
     folder, config = read_run(folder)
     request = DataRequest.of(config["request"])
     kept = replace(request, options=kept_options(request.source, request.options, folder))
-    here = kept.is_here() or "remembered" not in config
-    if here:
-        data = kept.open()
-    else:
+    mark, data = config.get("data", {}).get("fingerprint"), None
+    if kept.is_here() or "remembered" not in config:
+        try:
+            data = _as_trained(folder, kept, mark)
+        except CondiffError as error:
+            if resume or "remembered" not in config:
+                raise
+            warnings.warn(f"{error}. What needs the data, such as an evaluation, won't work", stacklevel=2)
+    if data is None:
         one = recalled(config["remembered"], kept.options)
         data = (one, one)
     run = RunFolder(folder, from_config(config["recipe"]), kept, data, resume=resume)
     run.weights = weights
-    mark = config.get("data", {}).get("fingerprint")
-    if here and mark and mark != run.data.fingerprint():
-        raise BadFile(f"the data of {folder} has changed since it was trained on: {' '.join(request.paths)}")
     return run
+
+
+def _as_trained(folder: Path, request: DataRequest, mark: str | None) -> tuple[Data, Data | None]:
+    """The data of a run.
+
+    Raises:
+        BadFile: it isn't what the run was trained on, by its fingerprint.
+    """
+    data = request.open()
+    if mark and mark != data[0].fingerprint():
+        raise BadFile(f"the data of {folder} has changed since it was trained on: {' '.join(request.paths)}")
+    return data
 
 
 def default_device() -> str:

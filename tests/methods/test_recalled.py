@@ -55,6 +55,24 @@ def test_text(tmp_path, capsys):
     assert "fox" in run(capsys, "sample", folder, *words, "--json").out
 
 
+@pytest.mark.parametrize("change", ["more", "spoilt"])
+@pytest.mark.filterwarnings("always")
+def test_text_that_has_changed_since(tmp_path, capsys, change):
+    """Samples are those of the model; what needs the data as it was is refused."""
+    file, folder = tmp_path / "corpus.txt", tmp_path / "run"
+    file.write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    run(capsys, "train", "text", "--data", file, "--length", 12, "--out", folder, *FEW)
+    words = ("--prefix", "fox", "--num", 2, "--steps", 4)
+    before = drawn(capsys, folder, tmp_path / "a.npz", *words)
+    file.write_bytes(file.read_bytes() + (b"and the cat. " * 99 if change == "more" else b"\xff"))
+    said = run(capsys, "sample", folder, "--seed", 1, "--out", tmp_path / "b.npz", *words)
+    assert (np.load(tmp_path / "b.npz")["x"] == before).all()
+    what = "has changed since" if change == "more" else "isn't text in UTF-8"
+    assert said.err.startswith("warning: ") and what in said.err and "evaluation, won't work" in said.err
+    assert "corpus" in run(capsys, "evaluate", folder, code=2).err
+    assert what in run(capsys, "train", "--resume", folder, code=2).err
+
+
 def test_scans(tmp_path, capsys):
     from condiff.data import write_phantoms
 
