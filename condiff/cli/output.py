@@ -25,11 +25,11 @@ def note(text: str, *, quiet: bool = False) -> None:
 class Progress:
     """A line on work that takes long, to standard error, once in ``every`` seconds: none where it is done sooner.
 
-    Called with (steps that are done, all steps) behind each.
+    Called with (steps that are done, all steps) behind each, of one trajectory after another; short ones say nothing.
     """
 
-    def __init__(self, what: str = "", every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.what, self.every, self.clock = f"{what} " if what else "", every, clock
+    def __init__(self, every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.every, self.clock = every, clock
         self.done, self.begun, self.told = 0, clock(), clock()
 
     def __call__(self, done: int, steps: int) -> None:
@@ -37,10 +37,11 @@ class Progress:
         if done <= self.done:  # the next trajectory
             self.begun = now
         self.done = done
-        if now - self.told >= self.every and done < steps:
+        pace = (now - self.begun) / done
+        if now - self.told >= self.every and pace * steps >= self.every and done < steps:
             self.told = now
-            left = timedelta(seconds=int((now - self.begun) / done * (steps - done)))
-            note(f"{self.what}step {done}/{steps}  {left} left", quiet=True)
+            left = timedelta(seconds=int(pace * (steps - done)))
+            note(f"step {done}/{steps}  {left} left", quiet=True)
 
 
 def summary(metrics: dict[str, Any], folder: Path) -> str:

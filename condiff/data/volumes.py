@@ -251,7 +251,7 @@ def find_scans(root: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Sc
         BadValue: two files for one modality of one case.
     """
     if not root.is_dir():
-        raise BadFile(f"no such folder: {root}")
+        raise BadFile(f"{root} is a file: scans lie in a folder" if root.exists() else f"no such folder: {root}")
     cases: dict[str, dict[str, Scan]] = {}
     other: list[Path] = []
     for path in sorted(p for p in root.rglob("*") if nifti.ending(p) and not p.name.startswith(".")):
@@ -316,11 +316,9 @@ def volumes(
             cases[case] = scans
             shapes.append(reason)
     if not cases:
-        raise BadFile(f"{root} holds no case with all of {', '.join(wanted)}{_why(refused, other)}")
+        raise BadFile(f"{root} holds no case with all of {', '.join(wanted)}{_why(refused, other, wanted)}")
     if refused and not skip_bad:
-        raise BadValue(
-            f"{len(refused)} of {len(found)} cases can't be used{_why(refused, [])}; --skip-bad leaves them out"
-        )
+        raise BadValue(f"{len(refused)} of {len(found)} cases can't be used{_why(refused)}; --skip-bad leaves them out")
     sides = _size(size, sorted(set(shapes)), multiple)
     notes = [] if not other else [f"not used: {len(other)} volumes, such as {other[0]}"]
     notes += [f"{' x '.join(map(str, s))} voxels, seen as {' x '.join(map(str, sides))}" for s in sorted(set(shapes))]
@@ -352,11 +350,13 @@ def _problem(scans: Mapping[str, Scan], wanted: Sequence[str], percentiles: Sequ
     return next(iter(read.values())).array.shape
 
 
-def _why(refused: Sequence[Refused], other: Sequence[Path]) -> str:
+def _why(refused: Sequence[Refused], other: Sequence[Path] = (), wanted: Sequence[str] = ()) -> str:
     if refused:
         more = f" (and {len(refused) - 3} more)" if len(refused) > 3 else ""
         return ": " + "; ".join(f"{r.name}: {r.reason}" for r in refused[:3]) + more
-    return f": it has {len(other)} other volumes, such as {other[0]}" if other else ""
+    small = [name.lower() for name in wanted]
+    case = "; small and capital letters differ" if any(modality_of(Path(str(p).lower()), small) for p in other) else ""
+    return f": it has {len(other)} other volumes, such as {other[0]}{case}" if other else ""
 
 
 def _size(size: int | Sequence[int] | None, shapes: Sequence[tuple[int, ...]], multiple: int) -> tuple[int, ...]:

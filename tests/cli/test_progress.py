@@ -36,6 +36,14 @@ def test_short_work_is_silent(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_short_trajectories_are_silent_however_many_there_are(capsys):
+    progress = Progress(every=10.0, clock=Clock())
+    for _ in range(9):
+        for step in range(1, 6):
+            progress(step, 5)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.fixture
 def oracle():
     return cd.oracles.mixture(cd.process.Gaussian(cd.process.Rectified()), [[-1.0], [1.0]], stds=0.5)

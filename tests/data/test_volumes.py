@@ -278,7 +278,11 @@ def test_refuses_given_scans(folder, tmp_path):
 def test_refuses_folders(folder, tmp_path):
     with pytest.raises(BadFile, match="no such folder"):
         volumes(tmp_path / "none", "t2")
-    with pytest.raises(BadFile, match="no case with all of flair"):
+    with pytest.raises(BadFile, match="is a file: scans lie in a folder"):
+        volumes(folder / "p0" / "p0-t1.nii.gz", "t2")
+    with pytest.raises(BadFile, match="small and capital letters differ"):
+        volumes(folder, "T2", condition=["T1"])
+    with pytest.raises(BadFile, match=r"no case with all of flair.*nii.gz$"):
         volumes(folder, "flair")
     with pytest.raises(BadValue, match="must differ"):
         volumes(folder, "t1", condition=["t1"])
