@@ -21,7 +21,7 @@ from condiff.conditions import Conditions
 from condiff.denoiser import Denoiser, Denoises
 from condiff.errors import BadType, BadValue, Incompatible, unknown
 from condiff.interop.backbones import FAMILIES, Family
-from condiff.interop.backbones.base import class_of
+from condiff.interop.backbones.base import check_prompts, class_of
 from condiff.interop.prompts import attention_edit
 from condiff.interop.schedulers import hooks_of, precondition_of, process_of
 from condiff.sampling import AttentionEdit, Hook
@@ -49,11 +49,13 @@ class Wrapped:
             told: what else the network is told, by the names of the family: ``control=`` of a ControlNet, ``fps=``.
 
         Raises:
+            BadType: a prompt that is no text.
             BadValue: an empty list, an unknown class, a name that the family doesn't know, a picture of another size.
             Incompatible: a pipeline without conditions or without its text encoder.
         """
         if isinstance(entries, str) or not isinstance(entries, Sequence | Tensor) or not len(entries):
             raise BadValue(f"encode takes a list, one entry per sample, got {entries!r}")
+        check_prompts(self.family.backbone, entries)
         names = list(inspect.signature(self.family.encode).parameters)[1:]
         for name in told:
             if name not in names:

@@ -269,3 +269,17 @@ def test_sizes_that_stable_diffusion_xl_is_told():
     torch.testing.assert_close(ours, theirs, **CLOSE)
     with pytest.raises(BadValue, match="a crop is"):
         xl.encode(PROMPTS, crop=(1, 2, 3))
+
+
+def test_what_is_no_size_and_no_prompt():
+    for size in (8, (16.0, 16.0), (16,), "16"):
+        with pytest.raises(BadType, match=r"size is .height, width. in pixels"):
+            wrap(stable_diffusion(), size=size)
+    sd = wrap(stable_diffusion())
+    for entries in ([1], [torch.zeros(16, 32)], ["a fox", None]):
+        with pytest.raises(BadType, match="prompts are text"):
+            sd.encode(entries)
+    with pytest.raises(BadType, match="prompts are text, got int"):
+        sd.guided(3.0, negative=[1])
+    with pytest.raises(BadType, match="a list of prompts"):
+        sd.guided(3.0, negative=[])

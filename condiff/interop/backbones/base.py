@@ -201,13 +201,16 @@ class Family(ABC):
     def checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """
         Raises:
+            BadType: not two whole numbers.
             BadValue: no multiple of what the codec and the patches ask for.
         """
         if size is None:
             return self.trained_size()
+        if not isinstance(size, Sequence) or len(size) != 2 or any(type(n) is not int for n in size):
+            raise BadType(f"size is (height, width) in pixels, got {size!r}")
         if any(n < 1 or n % self.multiple for n in size):
             raise BadValue(f"size must be multiples of {self.multiple} pixels, got {size}")
-        return size
+        return size[0], size[1]
 
     def checked_frames(self, frames: int | None) -> int | None:
         if frames is not None:
@@ -257,8 +260,9 @@ class Family(ABC):
         """Negative prompts as conditions, which encoded ones are already."""
         if isinstance(negative, Mapping):
             return negative
-        if isinstance(negative, str) or not isinstance(negative, Sequence):
+        if isinstance(negative, str) or not isinstance(negative, Sequence) or not negative:
             raise BadType(f"negative= takes a list of prompts, such as ['blurry'], or encoded ones, got {negative!r}")
+        check_prompts(self.backbone, negative)
         return self.words(negative)
 
     @property
@@ -327,6 +331,17 @@ def check_labels(labels: Tensor, last: int) -> Tensor:
 
 
 # Helpers of families
+
+
+def check_prompts(backbone: Any, entries: Sequence[Any]) -> None:
+    """
+    Raises:
+        BadType: for a network that is told prompts, an entry that is no text.
+    """
+    if "prompt" in getattr(backbone, "condition_kinds", {}):
+        for entry in entries:
+            if not isinstance(entry, str):
+                raise BadType(f"prompts are text, got {type(entry).__name__}; encoded ones are conditions already")
 
 
 def refuse_pictures(net: Any, channels: int) -> None:
