@@ -38,9 +38,9 @@ STEPS = (16, 32, 64, 128)  # tried with twice as many each, until samples are cl
 CLOSE = 0.2  # of a standard deviation or a variance, with twice as many steps
 EXACT = 0.02  # below this an error need not fall any more
 DRAWN, DRAWN_STEPS, ADAPTIVE = 2500, 40, 5
-JOINT, JOINT_STEPS = 2000, 25
-TOKENS, TOKEN_STEPS = 800, 16
-NODES = 250
+JOINT, JOINT_STEPS = 1200, 25
+TOKENS, TOKEN_STEPS = 600, 16
+NODES = 150
 # Times that are tried in turn: fields may be singular where there is no data left, or no noise.
 ENDS = {"runs": (1.0, 0.0), "runs below t = 1": (0.995, 0.0), "runs between the ends": (0.995, 0.002)}
 AXES = {
