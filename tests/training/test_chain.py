@@ -200,6 +200,25 @@ def test_each_stage_begins_with_the_one_before_and_is_taught_by_it(whole):
     assert tiny.same(stage.student(before).state_dict(), student.state_dict())  # a function of the seed
 
 
+def test_every_stage_is_taught_by_the_averaged_model_of_the_one_before(monkeypatch):
+    """Student and teacher of each stage are what the stage before has made, not the start, nor its raw weights."""
+    seen = {"trained": [], "taught": []}
+    for what, given in seen.items():
+        plain = getattr(Stage, what)
+
+        def watched(self, before, plain=plain, given=given):
+            given.append(tiny.weights(before))
+            return plain(self, before)
+
+        monkeypatch.setattr(Stage, what, watched)
+    work = chain()
+    work.fit()
+    made = [tiny.weights(start()), *(tiny.weights(model) for model in work.models.values())]
+    for given in seen.values():
+        assert len(given) == 4
+        assert all(tiny.same(a, b) for a, b in zip(given, made, strict=False))
+
+
 def test_the_start_is_left_as_it_is():
     model = start()
     before = tiny.weights(model)
