@@ -17,6 +17,8 @@ from condiff.cli.options import (
 )
 from condiff.cli.output import Progress, note, show_json
 
+SHOWN = 8  # texts that are printed
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -164,8 +166,11 @@ class Sample:
         if self.json:
             show_json(made)
         else:
-            for text in made.get("texts", ()):
+            texts = made.get("texts", ())
+            for text in texts[:SHOWN]:
                 note(f"{text}\n{'-' * 40}")
+            if len(texts) > SHOWN:
+                note(f"... and {len(texts) - SHOWN} more")
             calls = _calls(made["nfe"])
             note(f"{_several(made['num'], 'sample')}, {calls} each, {made['seconds']:.2f} s: {made['out']}")
         return 0

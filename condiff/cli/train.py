@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,7 @@ class Train:
         words |= {"condition": list(flat(self.condition))} if self.condition else {}
         words |= {"joint": list(flat(self.joint))} if self.joint else {}
         options |= {k: v for k, v in words.items() if v is not None}
+        self._check_flags([name for name in options if name != "joint"])
         options |= parse(self.option)
         if self.labels is not None:
             options |= self._label_option(options.get("cond", ()))
@@ -188,6 +190,23 @@ class Train:
             settings=self.set,
             folder=self.out or Path("runs") / self._name(),
         )
+
+    def _check_flags(self, given: Sequence[str]) -> None:
+        """
+        Raises:
+            BadValue: flags of other sources.
+        """
+        from condiff.data.open import options
+        from condiff.errors import BadValue
+
+        known = options(str(self.source))
+        flag = lambda name: f"--{name.replace('_', '-')}"
+        others = [flag(name) for name in given if name not in known]
+        if others:
+            own = [flag(f.name) for f in fields(self) if f.name in known and f.name not in ("source", "seed")]
+            raise BadValue(
+                f"{', '.join(others)}: not for {self.source}, which takes {', '.join(own) or 'no such option'}"
+            )
 
     def _name(self) -> str:
         """What the run is called: after its data."""

@@ -153,7 +153,12 @@ def test_tables_that_grow_are_forecast(where, capsys):
         (["impute", "RUN", "--data", "load.csv", "--out", "x.csv"], "no value is missing"),
         (["refine", "RUN", "--data", "load.csv"], "--base"),
         (["refine", "RUN", "--data", "load.csv", "--base", "load.csv", "--out", "x.csv"], "300 steps from 2024"),
-        (["train", "series", "--data", "load.csv", "--freq", "H", "--out", "x"], "needs horizon"),
+        (["train", "series", "--data", "load.csv", "--freq", "H", "--out", "x"], "needs horizon (--horizon in"),
+        (
+            ["train", "text", "--data", "load.csv", "--freq", "H"],
+            "--freq: not for text, which takes --length, --tokenizer",
+        ),
+        (["train", "digits", "--size", "8"], "--size: not for digits, which takes no such option"),
         (["train", "series", "--data", "load.csv", "--freq", "H", "--horizon", "6", "--out", "x"], "steps: 342 and"),
     ],
 )

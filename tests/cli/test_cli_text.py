@@ -56,6 +56,8 @@ def test_samples_are_text_and_hold_what_was_given(root, capsys):
     )  # fmt: skip
     made = json.loads(said.out)
     assert len(made["texts"]) == 3 and len(made["nfe"]) == 3
+    said = run(capsys, "sample", root / "char", "--num", 10, "--steps", 2, "--out", root / "ten.txt").out
+    assert said.count("-" * 40) == 8 and "... and 2 more" in said and len((root / "ten.txt").read_text()) > 10 * 12
     for one in made["texts"]:
         assert len(one) == 12 and one.startswith("the") and one.endswith("g.") and one[5:8] == "cat"
     assert max(made["nfe"]) <= 4  # as many as there are free places
