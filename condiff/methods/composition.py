@@ -253,6 +253,7 @@ def _flow(
     return continuous_law(model, start, grid=ends, cond=cond, noise=noise, nodes=NODES)
 
 
+@torch.no_grad()
 def _renoised(model: Any, told: Told, cond: Conditions, grid: Tensor) -> GaussianLaw:
     """Of the rule "denoise, then noise afresh" on these very times: means and covariances, one step after another."""
     levels = model.process.levels(grid)
