@@ -11,8 +11,8 @@ Generation", ICLR 2025 (arXiv 2410.11439).
 
 The model is :class:`condiff.Aligned`, its weights :func:`condiff.networks.add_pair`'s, the tasks are grids per variable
 that :class:`condiff.sampling.Segments` writes; every solver keeps one state per variable. :func:`join` prepares a
-denoiser, :func:`objective` trains it, :class:`UniCon` samples. It runs on a DiT of ours and on wrapped pipelines (Stable
-Diffusion, XL, 3, FLUX, DiT).
+denoiser, :func:`objective` trains it, :class:`UniCon` samples. It runs on a DiT of ours and on wrapped pipelines
+(Stable Diffusion, XL, 3, FLUX, DiT).
 
 What differs from the released code, and why: the pairing goes through the call, where it patches modules; a jump of any
 variable between segments is refused, where the last one's passes; inpainting leaves a held variable as it is, where it
