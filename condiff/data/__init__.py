@@ -2,7 +2,7 @@
 
 from condiff.data.base import Data, Refused, Subset, TensorData
 from condiff.data.camera import camera
-from condiff.data.clips import Clips, clips, of_clips, video
+from condiff.data.clips import Clips, clips, video
 from condiff.data.digits import digits
 from condiff.data.folders import find_pictures, images, pairs
 from condiff.data.frames import Triplets, triplets
@@ -97,7 +97,6 @@ __all__ = [
     "missing",
     "modality_of",
     "moving_digits",
-    "of_clips",
     "of_together",
     "of_volumes",
     "open_data",

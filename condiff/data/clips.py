@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condiff.data.base import Data, Refused, Subset
+from condiff.data.base import Data, Refused
 from condiff.data.picture import Framing, as_size, hw, is_grey, to_array, to_mode
 from condiff.data.video_files import Footage, footage, recordings
 from condiff.errors import BadFile, BadType, BadValue
@@ -226,14 +226,6 @@ def video(
         skip_bad=skip_bad,
         cache=cache,
     )
-
-
-def of_clips(data: Data) -> tuple[Clips, Tensor] | None:
-    """The :class:`Clips` that a data set is (a part of), and its rows there; None for other data."""
-    rows = torch.arange(len(data))
-    while isinstance(data, Subset):
-        data, rows = data.data, data.index[rows]
-    return (data, rows) if isinstance(data, Clips) else None
 
 
 def _step(frames: int, stride: int | None, fps: float | None, hop: int | str | None) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from condiff.cli.main import main
-from condiff.data import bouncing_ball, clips, of_clips, read_frames, split, video
+from condiff.data import bouncing_ball, clips, read_frames, split, video
 from condiff.errors import BadValue
 from condiff.methods import Facts
 from condiff.methods.flow_matching import recipe as flow
@@ -57,7 +57,7 @@ def test_the_data_are_clips_with_first_frames(folder):
     assert type(kind_of(data)).__name__ == "Clips"
     assert type(kind_of(clips(folder, 5))).__name__ == "Clips"
     train, held = split(data, 0.2)
-    paths = [{str(found[0].windows[i].footage.path) for i in found[1]} for found in map(of_clips, (train, held))]
+    paths = [{str(part.data.windows[i].footage.path) for i in part.index} for part in (train, held)]
     assert paths[0] and paths[1] and not paths[0] & paths[1]  # recordings are never in both
     with pytest.raises(BadValue, match="at least one given"):
         video(folder, given=0)
