@@ -37,7 +37,8 @@ class Driven(Process):
     The first step's weight is what z_1 sees, and t = 0 is the drive itself, as t = 0 is the data elsewhere: samplers
     end in the predicted E. (The chain's own z_0 is a point, at which there is nothing to decide.) With the default,
     everything at the first step, ``c = a`` and this is DDPM on ``x0 = E``. Between two steps the sum of weights is
-    linear in t.
+    linear in t. The chain's first step isn't a small one: rules that integrate a velocity (Euler, Runge-Kutta, ...)
+    want a grid that ends at :attr:`first`.
 
     Later weights feed information in progressively, but what z_1 doesn't know can't be decoded from it: see
     :attr:`decodable`.
