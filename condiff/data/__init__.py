@@ -15,7 +15,7 @@ from condiff.data.missing import PATTERNS, missing
 from condiff.data.moments import DataMoments
 from condiff.data.moving_digits import Bouncing, bouncing_ball, moving_digits
 from condiff.data.nifti import Volume, read_volume, write_volume
-from condiff.data.open import SOURCES, open_data, options
+from condiff.data.open import SOURCES, files_of, open_data, options
 from condiff.data.phantoms import phantom, phantoms, write_phantoms
 from condiff.data.picture import Framing
 from condiff.data.pictures import Item, Pictures, read_picture
@@ -83,6 +83,7 @@ __all__ = [
     "digits",
     "encode_conditions",
     "entries",
+    "files_of",
     "find_pictures",
     "find_scans",
     "frequency",

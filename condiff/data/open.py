@@ -36,6 +36,20 @@ SOURCES: dict[str, Callable[..., Data]] = {
 }
 
 
+# Arguments that name files, where they aren't one ``path``: those of ``--data`` in a terminal, in this order.
+FILES = {"digits": (), "pairs": ("degraded", "clean"), "unpaired": ("source", "target"), "hub": ("dataset",)}
+
+
+def files_of(source: str) -> tuple[str, ...]:
+    """The arguments of a source that name files, folders or data sets of the Hub.
+
+    Raises:
+        BadValue: an unknown source, with the nearest names.
+    """
+    options(source)
+    return FILES.get(source, ("path",))
+
+
 def options(source: str) -> dict[str, inspect.Parameter]:
     """The options of a source by name, :class:`condiff.data.Framing`'s included.
 
@@ -68,5 +82,7 @@ def open_data(source: str, /, **given: Any) -> Data:
             raise BadValue(f"{name} of {source} is true or false, got {given[name]!r}")
     missing = [n for n, p in known.items() if p.default is p.empty and n not in given]
     if missing:
-        raise BadValue(f"data source {source!r} needs {', '.join(f'{n} (--{n} in a terminal)' for n in missing)}")
+        terminal = {name: f"--data {name.upper()}" for name in files_of(source)}
+        named = ", ".join(f"{name} ({terminal.get(name, f'--{name}')} in a terminal)" for name in missing)
+        raise BadValue(f"data source {source!r} needs {named}")
     return SOURCES[source](**given)

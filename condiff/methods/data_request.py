@@ -7,14 +7,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from condiff.data import SHARE, Data, Pictures, Subset, TensorData, Together, Unpaired, digits, open_data, split
+from condiff.data import (
+    SHARE,
+    Data,
+    Pictures,
+    Subset,
+    TensorData,
+    Together,
+    Unpaired,
+    digits,
+    files_of,
+    open_data,
+    split,
+)
 from condiff.data.held_out import check_share
-from condiff.data.open import options as source_options
 from condiff.errors import BadValue, NonFinite
 from condiff.methods.kinds import kind_of
 
 JOINT = "joint"  # the option of any data that names the conditions that are generated beside the samples
-TWO = {"pairs": ("degraded", "clean"), "unpaired": ("source", "target")}  # sources of two paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +89,7 @@ class DataRequest:
         return data
 
     def _arguments(self) -> dict[str, Any]:
-        source_options(self.source)  # refuses an unknown source
-        names = {**TWO, "hub": ("dataset",)}.get(self.source, ("path",))
+        names = files_of(self.source)
         if len(self.paths) != len(names):
             wanted = " ".join(f"--data {n.upper()}" for n in names)
             raise BadValue(f"{self.source} needs {wanted}, got {len(self.paths)} --data")

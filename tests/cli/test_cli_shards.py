@@ -153,8 +153,8 @@ def interrupted(runs, tmp_path, monkeypatch):
         (["--batch", "4"], "batch is 3 in the file and 4 here"),
         (["--num", "10"], "num is 9 in the file and 10 here"),
         (["--steps", "7"], "steps is 6 in the file and 7 here"),
-        (["--label", "3"], "cond.label is"),
-        (["--weights", "raw"], "weights is"),
+        (["--label", "3"], "cond.label differ"),
+        (["--weights", "raw"], "weights differ"),
         (["--set", "solver.churn=0.5", "--solver", "heun"], "solver is"),
     ],
 )

@@ -56,7 +56,6 @@ def test_wide_long_files_and_gluonts_say_the_same(tmp_path, reference):
     assert str(reference[0].times(39, 2)[-1]) == "2024-01-02 16:00:00"
 
 
-@pytest.mark.filterwarnings("ignore:Using `json`-module")
 def test_gluonts_data_sets_in_and_out(reference):
     from gluonts.dataset.common import ListDataset
 

@@ -79,5 +79,5 @@ def test_what_does_not_fit_is_refused():
         Unpaired(torch.zeros(3, 2), TensorData(torch.zeros(3, 2)))
     with pytest.raises(BadValue, match="a condition named 'source' already"):
         Unpaired(numbered(3), TensorData(torch.zeros(3, 2), {"source": torch.zeros(3)}))
-    with pytest.raises(BadValue, match="needs source, target"):
+    with pytest.raises(BadValue, match=r"needs source \(--data SOURCE in a terminal\), target \(--data TARGET"):
         open_data("unpaired")

@@ -22,7 +22,7 @@ SAMPLES = torch.randn(50, 4, 6, generator=DRAWS, dtype=torch.float64).exp()
 Y = torch.randn(4, 6, generator=DRAWS, dtype=torch.float64).exp()
 
 
-@pytest.mark.filterwarnings("ignore:Using `json`-module", "ignore:Warning. converting a masked")
+@pytest.mark.filterwarnings("ignore:Warning. converting a masked")
 def test_scores_are_those_of_gluonts():
     from gluonts.evaluation import Evaluator
     from gluonts.model.forecast import SampleForecast

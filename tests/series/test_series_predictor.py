@@ -14,7 +14,7 @@ from condiff.errors import BadValue
 from condiff.metrics import normalised_deviation, weighted_quantile_loss
 from condiff.series import Predictor, SelfGuidance, forecast
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using `json`-module", "ignore:Warning. converting a masked")
+pytestmark = pytest.mark.filterwarnings("ignore:Warning. converting a masked")
 HOW = {"guidance": SelfGuidance(by="squares", scale=1.0), "steps": 10, "seed": 3}
 
 
