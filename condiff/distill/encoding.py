@@ -15,6 +15,7 @@ from condiff.conditions import Conditions, RandomScale
 from condiff.distill.stage import Stage, halvings
 from condiff.distill.teaching import Taught
 from condiff.errors import BadValue, Incompatible
+from condiff.networks import LoRA
 from condiff.process import Level, Prediction, algebra
 from condiff.process.algebra import Weight, combine
 from condiff.sampling import DDIM, Inversion, invert
@@ -89,7 +90,7 @@ def encoding_stages(
     training: TrainConfig | None = None,
     *,
     scales: tuple[float, float] | None = None,
-    lora: Any = None,
+    lora: LoRA | None = None,
 ) -> tuple[Stage, ...]:
     """The stages that make an encoder of a model: students of ``start``, ``start / 2`` ... ``end`` steps to noise.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from terminal import TINY, run
+from terminal import TINY, noise_pictures, run
 
 from condiff.cli.main import main
 from condiff.errors import BadValue
@@ -15,18 +15,10 @@ from condiff.files import read_tensors
 from condiff.model_files import load_model
 
 
-def pictures(folder, seed, count=12):
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"p{i}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory):
     root = tmp_path_factory.mktemp("tie")
-    cells, outlines = pictures(root / "cells", 0), pictures(root / "outlines", 1)
+    cells, outlines = noise_pictures(root / "cells", 0), noise_pictures(root / "outlines", 1)
     argv = ["train", "images", "--data", cells, *TINY, "--set", "training.batch=4", "--steps", "2"]
     assert main([str(a) for a in [*argv, "--out", root / "base"]]) == 0
     argv = [
@@ -57,7 +49,7 @@ def sizes(folder):
 
 
 def test_every_direction(capsys, tied, tmp_path):
-    new = pictures(tmp_path / "new", 2, count=2)
+    new = noise_pictures(tmp_path / "new", 2, count=2)
     steps = ["--steps", "2", "--json"]
     said = json.loads(run(capsys, "companions", tied, "--known", f"outline={new}", "--out", tmp_path / "a", *steps).out)
     assert (said["num"], said["steps"], said["known"]) == (2, 2, ["outline"])
@@ -73,7 +65,7 @@ def test_every_direction(capsys, tied, tmp_path):
 
 
 def test_a_picture_depends_on_its_own_seed_only(capsys, tied, tmp_path):
-    new = pictures(tmp_path / "new", 2, count=3)
+    new = noise_pictures(tmp_path / "new", 2, count=3)
     words = ["companions", tied, "--known", f"outline={new}", "--steps", "2", "--seed", "4"]
     run(capsys, *words, "--out", tmp_path / "whole")
     run(capsys, *words, "--batch", "2", "--out", tmp_path / "parts")
@@ -92,7 +84,7 @@ def test_a_folder_of_other_things_is_not_replaced(capsys, tied, tmp_path):
 
 def test_what_a_tie_says_as_json(capsys, tied, tmp_path):
     words = ["--name", "outline", "--rank", "2", "--steps", "1", "--batch", "4", "--device", "cpu", "--json"]
-    new = pictures(tmp_path / "new", 2, count=4)
+    new = noise_pictures(tmp_path / "new", 2, count=4)
     base = tied.parent / "base"
     said = run(capsys, "tie", base, "--data", new, "--data", new, *words, "--out", tmp_path / "t")
     made = json.loads(said.out)
@@ -116,9 +108,9 @@ def test_sample_names_the_command_for_it(capsys, tied):
 
 
 def test_bad_input(capsys, tied, tmp_path):
-    new = pictures(tmp_path / "new", 2, count=2)
+    new = noise_pictures(tmp_path / "new", 2, count=2)
     both = ["--known", f"outline={new}", "--known", f"image={new}"]
-    others = pictures(tmp_path / "others", 2, count=2)
+    others = noise_pictures(tmp_path / "others", 2, count=2)
     (others / "p1.png").rename(others / "q1.png")
     apart = ["--known", f"outline={new}", "--known", f"image={others}", "--hold", "image=0.5"]
     for words, said in (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import ClassifierFreeGuidance
 from diffusers.modular_pipelines.stable_diffusion_xl import StableDiffusionXLAutoBlocks
-from tiny import stable_diffusion_xl
+from tiny import CLOSE, latents, stable_diffusion_xl
 
 from condiff.errors import BadType, Incompatible
 from condiff.guidance import Free
@@ -12,11 +12,6 @@ from condiff.interop import as_guider, as_scheduler, wrap
 from condiff.sampling import DDIM, UniPC, sample
 
 PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-def latents():
-    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture
@@ -31,7 +26,8 @@ def pair():
 
 def run(pipe, steps=6):
     return pipe(
-        prompt="a red fox", num_inference_steps=steps, height=16, width=16, latents=latents(), output_type="latent",
+        prompt="a red fox", num_inference_steps=steps, height=16, width=16, latents=latents((1, 4, 8, 8)),
+        output_type="latent",
         output="images",
     )  # fmt: skip
 
@@ -63,7 +59,11 @@ def test_latents_are_those_of_our_loop(pair, guidance):
     plain, modular = pair
     xl = wrap(plain, size=(16, 16))
     want = sample(
-        guidance(xl.denoiser), cond=xl.encode(["a red fox"]), solver=DDIM(), grid=xl.grid(6), initial=latents()
+        guidance(xl.denoiser),
+        cond=xl.encode(["a red fox"]),
+        solver=DDIM(),
+        grid=xl.grid(6),
+        initial=latents((1, 4, 8, 8)),
     )
     modular.update_components(guider=as_guider(guidance, plain))
     torch.testing.assert_close(run(modular), want, **CLOSE)
@@ -82,7 +82,7 @@ def test_outside_of_the_interval_the_network_is_called_once(pair, monkeypatch):
 def test_solver_and_guidance_together(pair):
     plain, modular = pair
     xl = wrap(plain, size=(16, 16))
-    how = {"cond": xl.encode(["a red fox"]), "solver": UniPC(2), "grid": xl.grid(6), "initial": latents()}
+    how = {"cond": xl.encode(["a red fox"]), "solver": UniPC(2), "grid": xl.grid(6), "initial": latents((1, 4, 8, 8))}
     want = sample(Free(xl.denoiser, scale=4.0), **how)
     modular.update_components(
         scheduler=as_scheduler(UniPC(2), plain), guider=as_guider(lambda model: Free(model, scale=4.0), plain)
@@ -96,7 +96,7 @@ def test_disabled_it_is_the_conditional_model(pair):
     guider.set_state(0, 6, torch.tensor(500))
     assert guider.num_conditions == 2
     guider.disable()
-    x = latents()
+    x = latents((1, 4, 8, 8))
     assert guider.num_conditions == 1 and guider.forward(pred_cond=x).pred is x
     assert guider.new().num_conditions == 2
 

@@ -12,7 +12,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
-from tiny import dit, sd3, stable_diffusion
+from tiny import CLOSE, PROMPTS, dit, latents, sd3, stable_diffusion
 
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.interop import as_scheduler, wrap
@@ -35,13 +35,6 @@ from condiff.sampling import (
     UniPC,
     sample,
 )
-
-PROMPTS = ["a red fox", "two cats, one mat"]
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-def latents(shape=(2, 4, 8, 8), seed=3):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def run(pipe, steps=6, **options):

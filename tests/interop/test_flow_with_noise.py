@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import sd3
+from tiny import CLOSE, latents, sd3
 
 from condiff.guidance import Free
 from condiff.interop import wrap
@@ -12,11 +12,6 @@ from condiff.random import Tape
 from condiff.sampling import SDE, Euler, sample, trajectory
 
 PROMPTS = ["a red fox", "two cats"]
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-def latents(seed=3):
-    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
@@ -36,7 +31,7 @@ def test_sd3_without_noise_is_its_own_pipeline():
 def test_a_step_with_noise_derives_the_score_from_the_velocity(noise):
     """``eta = x + (1 - t) u``, ``s = -eta / t``: the step of the SDE, from the transformer's own output."""
     wrapped = wrap(sd3())
-    cond, draws = wrapped.encode(PROMPTS), [latents(s) for s in range(5)]
+    cond, draws = wrapped.encode(PROMPTS), [latents(seed=s) for s in range(5)]
     steps = list(
         trajectory(
             wrapped.denoiser, latents(), solver=SDE(noise, "constant"), grid=wrapped.grid(5), cond=cond, rng=Tape(draws)

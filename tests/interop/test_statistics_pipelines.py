@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import ddpm, dit, sd3, stable_diffusion
+from tiny import PROMPTS, ddpm, dit, sd3, stable_diffusion
 
 from condiff.derivatives import jvp
 from condiff.errors import Incompatible
@@ -11,8 +11,6 @@ from condiff.guidance import Free
 from condiff.interop import as_scheduler, wrap
 from condiff.process import Discrete, Gaussian
 from condiff.sampling import DPMSolverPP, DPMSolverV3, ModelStatistics, measure_statistics, sample
-
-PROMPTS = ["a red fox", "two cats, one mat"]
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,15 @@
 
 import json
 
-import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
 
-from condiff.cli.main import main
 from condiff.data import pairs
 from condiff.files import read_tensors
 from condiff.methods.tied_bases import Where, base_of
 from condiff.methods.unicon import UniCon, join
+from tests.cli.terminal import noise_pictures, run
 
 PIPES = {
     "stable_diffusion": tiny.stable_diffusion,
@@ -23,16 +21,7 @@ PIPES = {
 
 
 def pictures(folder, seed, count=3):
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"p{i}.png")
-    return folder
-
-
-def said(capsys, *words, code=0):
-    assert main([str(word) for word in words]) == code, capsys.readouterr().err
-    return capsys.readouterr()
+    return noise_pictures(folder, seed, count, side=20)
 
 
 def tied(capsys, root, name, *words):
@@ -41,7 +30,7 @@ def tied(capsys, root, name, *words):
     data = ["--data", pictures(root / "photos", 0), "--data", pictures(root / "depth", 1), "--name", "depth"]
     size = [] if name == "dit" else ["--size", 16, 16]
     how = ["--rank", 2, "--steps", 2, "--batch", 2, "--device", "cpu", "--json", *size, *words]
-    made = json.loads(said(capsys, "tie", root / "pipe", *data, *how, "--out", root / "run").out)
+    made = json.loads(run(capsys, "tie", root / "pipe", *data, *how, "--out", root / "run").out)
     assert (made["step"], made["pairs"]) == (2, 3)
     return root / "run"
 
@@ -57,17 +46,17 @@ def test_tied_to_a_pipeline_and_drawn_in_every_direction(capsys, tmp_path, name)
     assert all(("lora_" in key or "post" in key) and v.dtype == torch.float32 for key, v in stored.items())
     new, steps = pictures(tmp_path / "new", 2, count=2), ["--steps", 2, "--device", "cpu"]
     told = ["--prompt", prompt, "--scale", 2]
-    said(capsys, "companions", folder, "--known", f"depth={new}", *told, *steps, "--out", tmp_path / "a")
+    run(capsys, "companions", folder, "--known", f"depth={new}", *told, *steps, "--out", tmp_path / "a")
     assert sorted(path.name for path in (tmp_path / "a" / "image").iterdir()) == ["p0.png", "p1.png"]
     one = f"image={new / 'p1.png'}"
-    said(capsys, "companions", folder, "--known", one, *steps, "--out", tmp_path / "b.png")  # no prompt at all
+    run(capsys, "companions", folder, "--known", one, *steps, "--out", tmp_path / "b.png")  # no prompt at all
     coarse = ["--known", f"depth={new}", "--hold", "depth=0.5", "--hearing", 1]
-    said(capsys, "companions", folder, *coarse, *told, *steps, "--out", tmp_path / "c", "--batch", 1)
+    run(capsys, "companions", folder, *coarse, *told, *steps, "--out", tmp_path / "c", "--batch", 1)
     both = json.loads(
-        said(capsys, "companions", folder, "--num", 3, *told, *steps, "--out", tmp_path / "d", "--json").out
+        run(capsys, "companions", folder, "--num", 3, *told, *steps, "--out", tmp_path / "d", "--json").out
     )
     assert both["num"] == 3 and len(list((tmp_path / "d" / "depth").iterdir())) == 3
-    assert "condiff companions" in said(capsys, "sample", folder, code=2).err
+    assert "condiff companions" in run(capsys, "sample", folder, code=2).err
 
 
 def test_captions_and_triggers_are_what_is_told(tmp_path):
@@ -96,16 +85,16 @@ def test_captions_of_files(capsys, tmp_path):
     (words / "p1.txt").unlink()
     data = ["--data", tmp_path / "photos", "--data", tmp_path / "depth", "--size", 16, 16, "--device", "cpu"]
     out = ["--out", tmp_path / "other"]
-    lost = said(capsys, "tie", tmp_path / "pipe", *data, "--captions", words, *out, code=2).err
+    lost = run(capsys, "tie", tmp_path / "pipe", *data, "--captions", words, *out, code=2).err
     assert "1 of 3 pictures have no caption" in lost and "p1.txt" in lost
     both = ["--captions", words, "--prompt", "a fox"]
-    assert "one of them" in said(capsys, "tie", tmp_path / "pipe", *data, *both, *out, code=2).err
+    assert "one of them" in run(capsys, "tie", tmp_path / "pipe", *data, *both, *out, code=2).err
 
 
 def test_refusals(capsys, tmp_path):
     data = ["--data", pictures(tmp_path / "a", 0), "--data", pictures(tmp_path / "b", 1), "--device", "cpu"]
     tiny.ddpm().save_pretrained(tmp_path / "ddpm")
     out = ["--out", tmp_path / "out"]
-    assert "isn't a pipeline of pictures" in said(capsys, "tie", tmp_path / "ddpm", *data, *out, code=2).err
+    assert "isn't a pipeline of pictures" in run(capsys, "tie", tmp_path / "ddpm", *data, *out, code=2).err
     tiny.dit().save_pretrained(tmp_path / "dit")
-    assert "unknown classes" in said(capsys, "tie", tmp_path / "dit", *data, "--prompt", "a fox", *out, code=2).err
+    assert "unknown classes" in run(capsys, "tie", tmp_path / "dit", *data, "--prompt", "a fox", *out, code=2).err

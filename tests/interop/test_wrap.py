@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import DPMSolverMultistepScheduler, EDMEulerScheduler, UniPCMultistepScheduler
-from tiny import ddpm, dit, sd3, stable_diffusion, stable_diffusion_xl, text_unet
+from tiny import CLOSE, PROMPTS, ddpm, dit, latents, sd3, stable_diffusion, stable_diffusion_xl, text_unet
 
 from condiff.errors import BadType, BadValue, Incompatible
 from condiff.guidance import Free
@@ -12,13 +12,6 @@ from condiff.interop import grid_of, process_of, wrap
 from condiff.process import Discrete
 from condiff.sampling import DDIM, DPMSolverPP, Euler, UniPC, sample
 from condiff.sampling.solvers.ddpm import DDPM
-
-PROMPTS = ["a red fox", "two cats, one mat"]
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-def latents(shape=(2, 4, 8, 8), seed=3):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(

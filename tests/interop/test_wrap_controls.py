@@ -12,10 +12,13 @@ from diffusers import (
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from tiny import (
+    CLOSE,
+    PROMPTS,
     controlled,
     controlled_flux,
     controlled_sd3,
     flux,
+    latents,
     sd3,
     stable_diffusion,
     stable_diffusion_xl,
@@ -31,16 +34,10 @@ from condiff.interop.backbones import control_interval
 from condiff.interop.backbones.flux import packed
 from condiff.sampling import DDIM, Euler, Inpaint, sample
 
-PROMPTS = ["a red fox", "two cats, one mat"]
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 KINDS = {
     "SD": lambda count: controlled(StableDiffusionControlNetPipeline, stable_diffusion(), count),
     "XL": lambda count: controlled(StableDiffusionXLControlNetPipeline, stable_diffusion_xl(), count),
 }
-
-
-def latents(shape=(2, 4, 8, 8), seed=3):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def pixels(count=2, channels=3, seed=6):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from tiny import flux
+from tiny import CLOSE, PROMPTS, flux
 
 from condiff.errors import BadValue, Incompatible
 from condiff.guidance import Distilled, Free
@@ -12,8 +12,6 @@ from condiff.interop import wrap
 from condiff.interop.backbones.flux import packed, places, unpacked
 from condiff.sampling import Euler, UniPC, sample
 
-PROMPTS = ["a red fox", "two cats, one mat"]
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 SIZE = {"height": 16, "width": 24}
 
 

@@ -14,7 +14,7 @@ from diffusers import (
 )
 from test_wrap_controls import pixels
 from test_wrap_video import cog_call
-from tiny import controlled, dit, flux, sd3, stable_diffusion, stable_diffusion_xl
+from tiny import CLOSE, PROMPTS, controlled, dit, flux, latents, sd3, stable_diffusion, stable_diffusion_xl
 from tiny_video import cogvideox, wan
 
 from condiff.errors import BadValue, Incompatible
@@ -23,13 +23,7 @@ from condiff.interop.schedulers import precondition_of
 from condiff.random import Tape
 from condiff.sampling import DDIM, DPMSolver, DPMSolverPP, UniPC, sample
 
-PROMPTS = ["a red fox", "two cats, one mat"]
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-
-
-def latents(shape=(2, 4, 8, 8), seed=3):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def both(pipe, solver, steps=7, scale=4.0, length=None, **options):

@@ -13,7 +13,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from peft import LoraConfig
-from tiny import ddpm, sd3, stable_diffusion, stable_diffusion_xl
+from tiny import CLOSE, PROMPTS, ddpm, latents, sd3, stable_diffusion, stable_diffusion_xl
 
 import condiff as cd
 from condiff.errors import BadType, BadValue
@@ -21,13 +21,6 @@ from condiff.interop import WholeIndex, as_scheduler, grid_of, process_of, wrap
 from condiff.interop.schedulers import hooks_of, last_time, precondition_of
 from condiff.random import Tape
 from condiff.sampling import DDIM, DDPM, ClipX0, DPMSolver, DPMSolverPP, DynamicThreshold, Euler, Heun, UniPC, sample
-
-PROMPTS = ["a red fox", "two cats, one mat"]
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-def latents(shape=(2, 4, 8, 8), seed=3):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def both(pipe, solver, steps=6, scale=4.0, start=1.0, size=None, **options):

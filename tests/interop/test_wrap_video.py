@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from tiny import CLOSE, PROMPTS
 from tiny_video import cogvideox, stable_video_diffusion, wan
 
 from condiff.errors import BadValue, Incompatible
@@ -11,9 +12,6 @@ from condiff.guidance import Free
 from condiff.interop import wrap
 from condiff.interop.backbones import dynamic_scale
 from condiff.sampling import DDIM, DPMSolverPP, Euler, Record, UniPC, sample
-
-PROMPTS = ["a red fox", "two cats, one mat"]
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def start(*shape, seed=3):

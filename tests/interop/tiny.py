@@ -38,6 +38,14 @@ from transformers import (
 
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
+PROMPTS = ["a red fox", "two cats, one mat"]
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # a pipeline's latents and ours, in float32
+
+
+def latents(shape=(2, 4, 8, 8), seed=3):
+    """Noise that both sides begin with."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
 
 def tokenizer():
     """Single letters and the ends of words, as CLIP's tokenizer spells an unknown word."""
